@@ -1,0 +1,61 @@
+# Every target works in a fresh checkout: .venv/ is made by the first that needs it, and remade when what it is made from
+# changes. `make help` lists them.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+LINK := build/typing/transom
+
+# The first Python that fits, not only one that is on the path: a version manager may leave a name that does not run.
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
+
+.PHONY: help demo test walk bench lint lock clean venv
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+demo: venv ## train a small model, write text with it and export it, in runs/demo
+	$(PY) -m transom.cli.demo
+
+test: venv ## run all tests
+	$(PY) -m pytest
+
+walk: venv ## compose every bundled spec and show it
+	@set -e; for spec in specs/*.yaml; do echo "== $$spec"; $(VENV)/bin/transom show "$$spec"; done
+
+bench: venv ## run the benchmarks
+	$(PY) -m pytest benchmarks
+
+lint: venv ## check style and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+lock: ## pin anew, in requirements.lock, what .venv/ is made of
+	$(PYTHON) .ci/lock.py
+
+clean: ## remove .venv/ and whatever was built; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv: $(VENV)/.installed | $(LINK)
+
+# Type checkers find the package under its name through this link to the root.
+$(LINK):
+	@mkdir -p $(dir $@)
+	@ln -s ../.. $@
+
+# Without a build environment: the lock holds setuptools, newer than the one that a new .venv brings.
+$(VENV)/.installed: $(VENV)/.locked pyproject.toml
+	$(PY) -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	$(PY) -m pip check --disable-pip-version-check
+	@touch $@
+
+$(VENV)/.locked: requirements.lock
+	@test -n "$(PYTHON)" || { \
+		echo "make: needs Python 3.11, 3.12 or 3.13 with venv; name one with PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Making $(VENV)/ with $(PYTHON): some minutes, once"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install -qq --disable-pip-version-check --requirement requirements.lock
+	@touch $@

@@ -1,0 +1,164 @@
+"""The commands: each reads its arguments, calls one function and prints what comes back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import PluginError
+from . import Session
+from .output import notes, results
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # Plain help and usage errors: nothing is boxed in or wrapped in a pipe, and the help comes in half the time.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A bundled spec's name, or the path of a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What to change, as in model.d_model=128.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+
+
+@app.callback()
+def common(
+    context: typer.Context, debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False
+) -> None:
+    """Compose transformers from a spec, train them, compare them and ship them to ONNX."""
+    context.ensure_object(Session).debug = debug
+
+
+@app.command()
+def show(spec: SpecArgument, overrides: Overrides = None) -> None:
+    """Show the model of a spec, allocating no weights.
+
+    It comes as a tree: parameters, FLOPs, state and training memory, and the kernel of each layer.
+    """
+    from ..registry.show import describe
+    from ..registry.spec import load_spec
+    from .render import tree
+
+    found = describe(load_spec(spec, overrides or ()))
+    results().print(tree(found.tree))
+    for line in found.notes:
+        print(line)
+
+
+@app.command()
+def train(
+    spec: SpecArgument,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="RUN", help="The run's folder; runs/NAME unless given.")
+    ] = None,
+) -> None:
+    """Train the model of a spec, or go on with a run that stopped."""
+    from ..registry.spec import load_spec
+    from ..training import train as train_run
+    from .progress import progress
+
+    loaded = load_spec(spec, overrides or ())
+    folder = out or Path("runs") / loaded.name
+    with progress(notes()) as shown:
+        train_run(loaded, out=folder, progress=shown)
+    print(folder)
+
+
+@app.command(name="eval")
+def evaluate(run: RunArgument) -> None:
+    """Measure a run's model on the held-out data."""
+    from ..training import evaluate as evaluate_run
+
+    for name, value in evaluate_run(run).items():
+        print(f"{name} {value:.6g}")
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to continue; several go as one batch.")],
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to write.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Choose among this many of the likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that reach this probability.")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: make tokens that occurred less likely.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
+) -> None:
+    """Write text that continues one or more prompts."""
+    from ..generation import Sampling
+    from ..training.text import generate_text
+    from .render import writer
+
+    sampling = Sampling(
+        max_new_tokens,
+        temperature,
+        top_k,
+        top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    with writer(prompts) as on_text:
+        generate_text(run, prompts, sampling, on_text)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to write.")],
+) -> None:
+    """Write a run's model as ONNX, its state included.
+
+    The folder also gets a report on where the graph agrees with PyTorch.
+    """
+    from ..deploy import export as export_run
+    from .render import agreement
+
+    report = export_run(run, out)
+    print(agreement(report.rows))
+    print(out)
+
+
+@app.command()
+def plugins(load: Annotated[bool, typer.Option("--load", help="Try each, in a process of its own.")] = False) -> None:
+    """List the packages that bring components.
+
+    The list comes from their metadata: none is imported unless asked for.
+    """
+    from ..registry.manager import installed
+    from .packages import load_apart
+    from .render import package
+
+    failed = False
+    for found in installed():
+        print(package(found))
+        if load and found.allowed:
+            try:
+                print(*(f"  {component}" for component in load_apart(found.name)), sep="\n")
+            except PluginError as error:
+                failed = True
+                print(error, file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of specs.
+
+    It holds the options of every installed component, so that editors complete them.
+    """
+    import json
+
+    from ..registry.schema import schema as spec_schema
+
+    print(json.dumps(spec_schema(), indent=2))

@@ -1,0 +1,80 @@
+"""Turn what commands get back into what they print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from rich.text import Text
+from rich.tree import Tree
+
+if TYPE_CHECKING:
+    from ..registry.manager import Installed
+
+
+class Branch(Protocol):
+    """Stand for a part of a model: what it is, its figures, and what it consists of."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def children(self) -> Sequence[Branch]: ...
+
+
+class Agreement(Protocol):
+    """Stand for one comparison of an exported graph with PyTorch: the largest error found, and the largest allowed."""
+
+    @property
+    def case(self) -> str: ...
+    @property
+    def error(self) -> float: ...
+    @property
+    def allowed(self) -> float: ...
+
+
+def tree(branch: Branch, under: Tree | None = None) -> Tree:
+    """Return a model's parts as a tree, one line each."""
+    line = Text.assemble(branch.label, ("  " + branch.detail, "dim") if branch.detail else "")
+    here = under.add(line) if under else Tree(line)
+    for child in branch.children:
+        tree(child, here)
+    return here
+
+
+def agreement(rows: Sequence[Agreement]) -> str:
+    """Return the lines that say where, and how closely, an exported graph agrees with PyTorch."""
+    width = max((len(row.case) for row in rows), default=0)
+    return "\n".join(f"{row.case:{width}}  error {row.error:.1e}, allowed {row.allowed:.1e}" for row in rows)
+
+
+def package(found: Installed) -> str:
+    """Return the line that lists a package of components."""
+    refused = "" if found.allowed else "  (TRANSOM_PLUGINS does not allow it)"
+    return f"{found.name}  {found.distribution} {found.version}  {found.module}{refused}"
+
+
+@contextmanager
+def writer(prompts: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
+    """Give a function that takes pieces of each prompt's text as they are made, and write them to standard output.
+
+    One prompt's text is written piece by piece. Several texts grow at once, so they are written at the end, each under
+    its prompt.
+    """
+    texts = [""] * len(prompts)
+
+    def take(row: int, piece: str) -> None:
+        texts[row] += piece
+        if len(prompts) == 1:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+    yield take
+    if len(prompts) == 1:
+        print()
+        return
+    for prompt, text in zip(prompts, texts, strict=True):
+        print(f"> {prompt}\n{text}\n")

@@ -1,0 +1,151 @@
+"""The contract of attention: mechanisms replace its inner part, mixers replace it all; both declare what they can."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PluginError
+from .component import Component, Site
+from .context import Context
+from .state import Declared, Memories
+from .sublayer import Sublayer
+from .tokens import Tokens, visible
+
+ABILITIES = {
+    "causal": "run where tokens may not see later ones",
+    "two_sided": "run where tokens see both sides",
+    "cross": "read keys and values from a memory",
+    "documents": "keep packed documents apart",
+    "rotate": "turn queries and keys by their positions",
+    "score": "take a bias on the scores",
+    "compile": "run under torch.compile without a break",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """Declare what an attention can do; every ability stands in exactly one of the first three.
+
+    `can`: done and proven. `ignores`: harmless, of no effect (a recurrence knows order without a rotation).
+    `lacks`: ability -> the reason, as a clause that follows "because". A combination that needs it is refused with it.
+    `time`, `memory`: the exponents of its cost against length, for FLOPs and for peak bytes of a training pass.
+    """
+
+    can: frozenset[str]
+    ignores: frozenset[str] = frozenset()
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    time: float = 1.0
+    memory: float = 1.0
+
+    def __post_init__(self) -> None:
+        said = [*self.can, *self.ignores, *self.lacks]
+        if sorted(said) != sorted(ABILITIES):
+            wrong = sorted(set(said) ^ set(ABILITIES)) or sorted({a for a in said if said.count(a) > 1})
+            raise PluginError(f"a declaration names each of {', '.join(ABILITIES)} once; not so: {', '.join(wrong)}")
+
+
+class Attention(Component, ABC):
+    """Mix tokens: the kind of `Mechanism` and of `Mixer`."""
+
+    kind: ClassVar[str] = "attention"
+    declares: ClassVar[Declaration]
+
+    @abstractmethod
+    def visible(self, q: Tokens, k: Tokens) -> Tensor:
+        """Return whose values reach whom, (B or 1, T, S) bool: the declared receptive field of one layer."""
+
+
+class Mixer(Attention, Sublayer, ABC):
+    """Own everything from (B, T, C) to (B, T, C): recurrences, convolutions, latent attention."""
+
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__()
+        self.config = config
+        self.site = site
+
+    @classmethod
+    def build(cls, config: Any, site: Site) -> Self:
+        """Build the mixer for one place in the model."""
+        return cls(config, site)
+
+    def visible(self, q: Tokens, k: Tokens) -> Tensor:
+        """Return whose values reach whom: all that the model's own rule allows."""
+        return visible(q, k, causal=self.site.causal)
+
+    @abstractmethod
+    def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
+        """Compute `forward` from the definition: slow, obviously right, exportable."""
+
+
+class Mechanism(nn.Module, Attention, ABC):
+    """Replace the inner part of multi-head attention: from q, k, v to the mixed values.
+
+    The shared shell (`MultiHeadAttention`) owns projections, grouped heads, norms of q and k, and the output. Its
+    `Config` is the base of every mechanism's; `n_heads`, `n_kv_heads`, `head_dim` and `scale` are its resolved numbers.
+    """
+
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__()
+        self.config = config
+        self.site = site
+        self.n_heads: int = config.n_heads
+        self.n_kv_heads: int = config.n_kv_heads
+        self.head_dim: int = config.head_dim
+        self.scale: float = config.head_dim**-0.5 if config.scale is None else config.scale
+
+    @classmethod
+    def build(cls, config: Any, site: Site) -> Sublayer:
+        """Build the mechanism inside its shell, for one place in the model."""
+        from .heads import MultiHeadAttention  # the shell is built of contracts, this one among them
+
+        return MultiHeadAttention(cls, config, site)
+
+    def declared(self) -> Declared:
+        """Declare the state, as `Sublayer.declared` does."""
+        return {}
+
+    def visible(self, q: Tokens, k: Tokens) -> Tensor:
+        """Return who may see whom, (B or 1, T, S) bool: the model's rule, and the mechanism's own where it has one."""
+        return visible(q, k, causal=self.site.causal)
+
+    @abstractmethod
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Mix the values of the tokens themselves by the fastest path for this device, shape and context.
+
+        q (B, T, H, D) and k, v (B, T, K, D) come unrotated; the mechanism places `context.rotate`. k and v are 0 at
+        padding. Returns (B, T, H, D) and the next state.
+        """
+
+    @abstractmethod
+    def reference(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Compute `forward` from the definition: dense, slow, obviously right, exportable.
+
+        Where `site.cross`, k and v (B, M, K, D) stand at `context.memory_tokens` and there is no state.
+        """
+
+    def prime(self, k: Tensor, v: Tensor, context: Context) -> Memories:
+        """Return what to keep of a memory's keys and values (B, M, K, D): the state declared `static`."""
+        raise NotImplementedError(f"{type(self).__name__} does not declare 'cross'")
+
+    def recall(self, q: Tensor, primed: Memories, context: Context) -> Tensor:
+        """Mix the values of a memory for q (B, T, H, D), from what `prime` kept."""
+        raise NotImplementedError(f"{type(self).__name__} does not declare 'cross'")
+
+    def path(self, tokens: int) -> str:
+        """Name the path that `forward` takes for `tokens` plain tokens without a state, as `show` prints it."""
+        return "reference"
+
+
+def is_exporting() -> bool:
+    """Say whether a graph is being exported: lengths are symbols then, and no path may depend on them."""
+    return torch.compiler.is_exporting()

@@ -1,0 +1,71 @@
+"""What every component has in common: its kind, its options and the place that it is built for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+KINDS = ("attention", "position", "norm", "feedforward", "embedding", "head", "topology", "objective", "data")
+
+
+class Component:
+    """Stand at the root of the nine kinds; each kind's contract is an abstract child of this class.
+
+    A component class names its options in a frozen dataclass `Config`, nested in it. Its name in a spec follows from
+    the class: `LocalAttention` is `local`; a class whose name can't say it sets `name`.
+    """
+
+    kind: ClassVar[str]
+    name: ClassVar[str]
+    Config: ClassVar[type[Any]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = spec_name(cls)
+
+
+def spec_name(cls: type) -> str:
+    """Return the name in a spec that follows from a component class's name (`GluFeedForward` gives `glu`)."""
+    stem = re.sub(f"(?i:{getattr(cls, 'kind', '')})$", "", cls.__name__) or cls.__name__
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", stem).lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Say what the surroundings of a component fix: every component is built as `cls(config, site)`.
+
+    `causal`: tokens may not see later ones. `cross`: keys and values come from a memory. `n_layers`: depth of the
+    stack, for initial scales. `n_heads`, `head_dim`: of the attentions that a position serves.
+    """
+
+    d_model: int
+    max_seq_len: int
+    causal: bool = True
+    cross: bool = False
+    n_layers: int = 1
+    n_heads: int = 1
+    head_dim: int = 1
+
+    def but(self, **changes: Any) -> Site:
+        """Return this site with some of its facts changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Name a component that was chosen, with its options: what a spec's `{kind: local, window: 64}` becomes."""
+
+    cls: type[Any]
+    config: Any
+
+    @property
+    def name(self) -> str:
+        """The component's name as errors and `transom show` print it."""
+        return str(self.cls.name)
+
+    def build(self, *where: Any) -> Any:
+        """Build the component for one place in the model: `where` is its site, and what else its kind takes."""
+        return self.cls.build(self.config, *where)

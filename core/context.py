@@ -1,0 +1,80 @@
+"""What all layers of a stack share during one pass: the tokens, the rule of who sees whom, the positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from .position import Position
+from .tokens import Tokens, join, visible
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """Describe one pass, built once and read by every layer.
+
+    Real tokens are left-aligned: without documents, the column of a token is its position less `seen`.
+
+    `tokens`: the new tokens, (B, T). `causal`: whether tokens may not see later ones.
+    `past`: the tokens whose keys an `append` state holds, (B, S); None without one.
+    `seen` (B,) int64: how many real tokens came before; None when nothing is remembered.
+    `memory` (B, M, C) and `memory_tokens`: what cross attention reads; `memory` is None once its state is primed.
+    `positions`: the encodings in use, in order. `weights`: attention weights are appended here when someone asks.
+    """
+
+    tokens: Tokens
+    causal: bool
+    past: Tokens | None = None
+    seen: Tensor | None = None
+    memory: Tensor | None = None
+    memory_tokens: Tokens | None = None
+    positions: Sequence[Position] = ()
+    weights: list[Tensor] | None = None
+
+    def at(self, positions: Sequence[Position]) -> Context:
+        """Return this context with other positions."""
+        return replace(self, positions=positions)
+
+    def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """Return a tensor that needs no gradient, made once a pass and shared by all layers (see `Tokens.once`)."""
+        return self.tokens.once(key, make)
+
+    @property
+    def keys(self) -> Tokens:
+        """Return the tokens of all keys that an appending layer sees: past and new."""
+        past = self.past
+        return self.tokens if past is None else self.tokens.once("keys", lambda: join(past, self.tokens))
+
+    @property
+    def length(self) -> Tensor | None:
+        """Return how many real tokens each row brings, (B,) int64; None when all columns are real."""
+        valid = self.tokens.valid
+        return None if valid is None else self.tokens.once("length", lambda: valid.sum(1))
+
+    def visible(self, k: Tokens) -> Tensor:
+        """Return the model's own rule for the new tokens and keys at k: (B or 1, T, S) bool."""
+        return visible(self.tokens, k, causal=self.causal)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Return queries or keys of the new tokens, x (B, T, H, D), turned by the positions that rotate."""
+        for position in self.positions:
+            if "rotate" in position.hooks:
+                x = position.rotate(x, self.tokens)
+        return x
+
+    @property
+    def rotates(self) -> bool:
+        """Say whether a position turns queries and keys."""
+        return any("rotate" in position.hooks for position in self.positions)
+
+    @property
+    def scores(self) -> bool:
+        """Say whether a position adds to scores."""
+        return any("score" in position.hooks for position in self.positions)
+
+    def score(self, q_tokens: Tokens, k_tokens: Tokens, q: Tensor, k: Tensor) -> Tensor | None:
+        """Return what positions add to scores, (B or 1, H, T, S); None when none does."""
+        biases = [p.score(q_tokens, k_tokens, q, k) for p in self.positions if "score" in p.hooks]
+        return sum(biases[1:], biases[0]) if biases else None

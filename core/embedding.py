@@ -1,0 +1,77 @@
+"""The contract of embeddings: from named raw inputs to vectors, and a module that is used without being owned."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor, nn
+
+from .component import Component, Site
+
+
+@dataclass(frozen=True)
+class Input:
+    """Declare one tensor that a model takes: its dimensions (names where they vary) and its dtype.
+
+    `high`: values of an int64 input are below it.
+    """
+
+    dims: tuple[str | int, ...]
+    dtype: Literal["int64", "float"]
+    high: int = 0
+
+
+class Embedding(nn.Module, Component, ABC):
+    """Turn raw inputs into a sequence of vectors.
+
+    `maskable`: its columns are those of an attention mask (text); otherwise every column is real (patches).
+    `vocab_size`: of the tokens it reads; None when it reads none. `weight` then is its table (V, C).
+    """
+
+    kind: ClassVar[str] = "embedding"
+    maskable: ClassVar[bool] = False
+    vocab_size: int | None = None
+
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__()
+        self.config = config
+        self.site = site
+
+    @classmethod
+    def build(cls, config: Any, site: Site) -> Self:
+        """Build the embedding for one stack."""
+        return cls(config, site)
+
+    @abstractmethod
+    def inputs(self) -> Mapping[str, Input]:
+        """Declare the raw inputs by name: the keywords of `forward`. Dimension names: batch, sequence."""
+
+    @abstractmethod
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Return (B, T, C) for the declared inputs."""
+
+    @abstractmethod
+    def reference(self, **inputs: Tensor) -> Tensor:
+        """Compute `forward` from its definition."""
+
+    def table(self) -> Tensor:
+        """Return the vectors (V, C) that a tied head shares."""
+        raise NotImplementedError(f"{type(self).__name__} has no table of tokens")
+
+
+class Borrowed:
+    """Hold a module that belongs to another, so that its weights are named once, where they are owned."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "module":  # while being copied, before it is set
+            raise AttributeError(name)
+        return getattr(self.module, name)

@@ -1,0 +1,44 @@
+"""The contract of heads: from hidden states to what an objective compares with its targets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from .component import Component, Site
+from .embedding import Embedding
+
+
+class Head(nn.Module, Component, ABC):
+    """Read logits off hidden states. `per_token`: one row of logits a token, or one a sequence."""
+
+    kind: ClassVar[str] = "head"
+    per_token: ClassVar[bool]
+
+    def __init__(self, config: Any, site: Site, embedding: Embedding) -> None:
+        """Build the head of a stack that starts with `embedding`, which it may tie to but does not own."""
+        super().__init__()
+        self.config = config
+        self.site = site
+
+    @classmethod
+    def build(cls, config: Any, site: Site, embedding: Embedding) -> Self:
+        """Build the head for one stack."""
+        return cls(config, site, embedding)
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return logits, (B, T, V) per token or (B, V) per sequence, for hidden (B, T, C); mask (B, T): real tokens."""
+
+    @abstractmethod
+    def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute `forward` from its definition."""
+
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return weight (V, C) and bias (V,) when logits are `hidden @ weight.T + bias`, else None.
+
+        With them a loss over a large vocabulary is computed in chunks, without all logits at once.
+        """
+        return None

@@ -1,0 +1,149 @@
+"""The shell of multi-head attention: everything that mechanisms share around the inner part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Declaration, Mechanism
+from .component import Part, Site
+from .context import Context
+from .linear import Linear
+from .state import Declared, Memories
+from .sublayer import Sublayer
+from .tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsConfig:
+    """Set what every mechanism's shell takes.
+
+    n_heads: query heads. n_kv_heads: key heads, each shared by a group of query heads (all, when left out).
+    head_dim: width of a head (d_model / n_heads). bias: on the projections. scale: of the scores (head_dim^-1/2).
+    qk_norm: a norm on each head's q and k. gate: multiply the output by a sigmoid of the input.
+    """
+
+    n_heads: int
+    n_kv_heads: int | None = None
+    head_dim: int | None = None
+    bias: bool = False
+    scale: float | None = None
+    qk_norm: Annotated[Part | None, "norm"] = None
+    gate: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_heads < 1:
+            raise ValueError(f"n_heads: {self.n_heads} is not a number of heads; at least 1")
+        if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
+            raise ValueError(f"n_kv_heads: {self.n_kv_heads} key heads do not divide {self.n_heads} query heads evenly")
+        if self.head_dim is not None and self.head_dim < 1:
+            raise ValueError(f"head_dim: {self.head_dim} is not a width; at least 1")
+
+    def resolved(self, d_model: int) -> HeadsConfig:
+        """Return these options with every number filled in for a model of width `d_model`."""
+        if self.head_dim is None and d_model % self.n_heads:
+            raise ValueError(f"n_heads: {self.n_heads} heads do not divide d_model {d_model}; set head_dim, or n_heads")
+        return replace(
+            self, head_dim=self.head_dim or d_model // self.n_heads, n_kv_heads=self.n_kv_heads or self.n_heads
+        )
+
+
+class MultiHeadAttention(Sublayer):
+    """Project to heads, let a mechanism mix them, and project back (Vaswani et al. 2017; key groups: Ainslie 2023)."""
+
+    kind: ClassVar[str] = "attention"
+
+    def __init__(self, mechanism: type[Mechanism], config: HeadsConfig, site: Site) -> None:
+        super().__init__()
+        config = config.resolved(site.d_model)
+        assert config.head_dim is not None
+        assert config.n_kv_heads is not None
+        self.site = site
+        self.heads = (config.n_heads, config.head_dim)
+        self.kv_heads = (config.n_kv_heads, config.head_dim)
+        width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        # One product for q, k and v costs less to dispatch than three; across a memory, q stands alone.
+        self.widths = [width, kv_width, kv_width]
+        if site.cross:
+            self.q = Linear(site.d_model, width, bias=config.bias)
+            self.kv = Linear(site.d_model, 2 * kv_width, bias=config.bias)
+        else:
+            self.qkv = Linear(site.d_model, width + 2 * kv_width, bias=config.bias)
+        self.out = Linear(width, site.d_model, bias=config.bias, gain=(2 * site.n_layers) ** -0.5)
+        head_site = site.but(d_model=config.head_dim)
+        self.q_norm = config.qk_norm.build(head_site) if config.qk_norm else None
+        self.k_norm = config.qk_norm.build(head_site) if config.qk_norm else None
+        self.gate = Linear(site.d_model, width) if config.gate else None
+        self.mechanism = mechanism(config, site)
+
+    @property
+    def declares(self) -> Declaration:
+        """Return what the mechanism declares."""
+        return self.mechanism.declares
+
+    def declared(self) -> Declared:
+        """Declare the mechanism's state."""
+        return self.mechanism.declared()
+
+    def visible(self, q: Tokens, k: Tokens) -> Tensor:
+        """Return the mechanism's receptive field."""
+        return self.mechanism.visible(q, k)
+
+    def prime(self, context: Context) -> Memories:
+        """Return what the mechanism keeps of `context.memory`, for all steps to come."""
+        if not self.site.cross:
+            return {}
+        return self.mechanism.prime(*self._from_memory(context), context)
+
+    def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
+        """Attend from x (B, T, C) to itself, or to the memory where the site says `cross`."""
+        if self.site.cross:
+            q = self._split(self.q(x), self.heads, self.q_norm)
+            primed = self.prime(context) if state is None else state
+            return self._merge(x, self.mechanism.recall(q, primed, context)), state
+        mixed, state = self.mechanism(*self._from_self(x, context), context, state)
+        return self._merge(x, mixed), state
+
+    def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
+        """Compute `forward` with the mechanism's reference; across a memory, from the memory itself."""
+        if self.site.cross:
+            q = self._split(self.q(x), self.heads, self.q_norm)
+            return self._merge(x, self.mechanism.reference(q, *self._from_memory(context), context)[0]), state
+        mixed, state = self.mechanism.reference(*self._from_self(x, context), context, state)
+        return self._merge(x, mixed), state
+
+    def _from_self(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).split(self.widths, dim=-1)
+        q, k = self._split(q, self.heads, self.q_norm), self._split(k, self.kv_heads, self.k_norm)
+        return q, *_silence(k, v.unflatten(-1, self.kv_heads), context.tokens)
+
+    def _from_memory(self, context: Context) -> tuple[Tensor, Tensor]:
+        assert context.memory is not None
+        assert context.memory_tokens is not None
+        k, v = self.kv(context.memory).chunk(2, dim=-1)
+        return _silence(
+            self._split(k, self.kv_heads, self.k_norm), v.unflatten(-1, self.kv_heads), context.memory_tokens
+        )
+
+    @staticmethod
+    def _split(x: Tensor, heads: tuple[int, int], norm: nn.Module | None) -> Tensor:
+        x = x.unflatten(-1, heads)
+        return x if norm is None else norm(x)
+
+    def _merge(self, x: Tensor, mixed: Tensor) -> Tensor:
+        mixed = mixed.flatten(-2)
+        if self.gate is not None:
+            mixed = mixed * torch.sigmoid(self.gate(x))
+        y: Tensor = self.out(mixed)
+        return y
+
+
+def _silence(k: Tensor, v: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Set keys and values at padding to 0, so that sums over all columns are sums over real tokens."""
+    if tokens.valid is None:
+        return k, v
+    padding = ~tokens.valid[:, :, None, None]
+    return k.masked_fill(padding, 0.0), v.masked_fill(padding, 0.0)

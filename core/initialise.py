@@ -1,0 +1,35 @@
+"""First weights: drawn per module from the seed and the module's name, so that they depend on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Fill every parameter and buffer of a model on CPU through its modules' `reset_parameters`.
+
+    Each module draws from a generator of its own, seeded by `seed` and its name: swapping one part leaves the first
+    weights of all others as they were, and a model built on the meta device equals one built directly.
+    """
+    for name, module in model.named_modules():
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed_of(seed, name))
+                reset()
+
+
+def materialise(model: nn.Module, device: torch.device | str, seed: int) -> None:
+    """Allocate a model that was built on the meta device, and initialise it; the same numbers on every device."""
+    model.to_empty(device="cpu")
+    initialise(model, seed)
+    model.to(device)
+
+
+def seed_of(seed: int, name: str) -> int:
+    """Return a 63-bit seed for `name` under `seed`."""
+    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

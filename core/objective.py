@@ -1,0 +1,95 @@
+"""The contract of objectives: from a raw batch to inputs and targets, and from hidden states to a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from .component import Component
+from .head import Head
+from .linear import at_least_fp32
+from .losses import IGNORED, linear_cross_entropy
+from .vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Hold a batch as a model takes it.
+
+    `inputs`: the model's keyword inputs. `targets` int64: -100 where nothing is asked for. `mask` (B, T): the real
+    tokens of the hidden states that a head reads; None when all are.
+    """
+
+    inputs: Mapping[str, Tensor]
+    targets: Tensor
+    mask: Tensor | None = None
+
+    @property
+    def count(self) -> Tensor:
+        """Return how many targets there are, a scalar int64."""
+        return (self.targets != IGNORED).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """Hold a loss as sums over targets, so that batches add up whatever their sizes.
+
+    `total`: the summed loss, nats. `count`: targets. `sums`: further sums over targets by name, such as `correct`.
+    """
+
+    total: Tensor
+    count: Tensor
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Component, ABC):
+    """Say what a model is asked for.
+
+    `fields`: the fields of a raw batch that it reads. `lookahead`: how many tokens more than `seq_len` a row of text
+    needs. `per_token`: whether it asks at each token, or once a sequence. `sequences`: how many a model is given, one
+    for each of its stacks. `asks_next`: whether a target is a later token of the last of them.
+    """
+
+    kind: ClassVar[str] = "objective"
+    fields: ClassVar[frozenset[str]]
+    lookahead: ClassVar[int] = 0
+    per_token: ClassVar[bool] = True
+    sequences: ClassVar[int] = 1
+    asks_next: ClassVar[bool] = False
+
+    def __init__(self, config: Any, vocabulary: Vocabulary | None) -> None:
+        self.config = config
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def build(cls, config: Any, vocabulary: Vocabulary | None) -> Self:
+        """Build the objective for data with these token ids; None for data without text."""
+        return cls(config, vocabulary)
+
+    @abstractmethod
+    def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
+        """Turn a raw batch into inputs and targets; all that is random is drawn from `generator` (on CPU)."""
+
+    def loss(self, hidden: Tensor, head: Head, prepared: Prepared) -> Loss:
+        """Return the summed loss of hidden (B, T, C), cross-entropy unless an objective says otherwise.
+
+        A head that is a plain projection is applied in chunks, so that the (B, T, V) logits never exist.
+        """
+        projection = head.projection()
+        targets = prepared.targets
+        if projection is not None:
+            total, correct = linear_cross_entropy(hidden.flatten(0, -2), *projection, targets.flatten())
+            return Loss(total, prepared.count, {"correct": correct})
+        return self.reference(hidden, head, prepared)
+
+    def reference(self, hidden: Tensor, head: Head, prepared: Prepared) -> Loss:
+        """Compute `loss` from all logits at once."""
+        logits = at_least_fp32(head(hidden, prepared.mask)).flatten(0, -2)
+        targets = prepared.targets.flatten()
+        total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        return Loss(total, prepared.count, {"correct": (logits.argmax(-1) == targets).sum()})

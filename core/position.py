@@ -1,0 +1,58 @@
+"""The contract of positional encodings: three hooks, each declared."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterable
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from .component import Component, Site
+from .tokens import Tokens
+
+HOOKS = frozenset({"add", "rotate", "score"})
+
+
+class Position(nn.Module, Component, ABC):
+    """Tell a model where its tokens stand, through the hooks that `hooks` declares.
+
+    `relative`: shifting all positions by the same amount changes nothing. `site.n_heads` and `site.head_dim` are those
+    of the attentions that it serves.
+    """
+
+    kind: ClassVar[str] = "position"
+    hooks: ClassVar[frozenset[str]]
+    relative: ClassVar[bool]
+
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__()
+        self.config = config
+        self.site = site
+
+    @classmethod
+    def build(cls, config: Any, site: Site) -> Self:
+        """Build the position for one place in the model."""
+        return cls(config, site)
+
+    def add(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """Return embeddings x (B, T, C) with their positions added."""
+        raise NotImplementedError(f"{type(self).__name__} declares no hook 'add'")
+
+    def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """Return queries or keys x (B, T, H, D) turned by their positions."""
+        raise NotImplementedError(f"{type(self).__name__} declares no hook 'rotate'")
+
+    def score(self, q_tokens: Tokens, k_tokens: Tokens, q: Tensor, k: Tensor) -> Tensor:
+        """Return what is added to the scaled scores, (B or 1, H, T, S).
+
+        The tokens may be any slice or gathering (ring slots, blocks); q (B, T, H, D) and k (B, S, K, D) stand at them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares no hook 'score'")
+
+
+def add_positions(x: Tensor, positions: Iterable[Position], tokens: Tokens) -> Tensor:
+    """Return embeddings x (B, T, C) with all positions added that are added."""
+    for position in positions:
+        x = position.add(x, tokens) if "add" in position.hooks else x
+    return x

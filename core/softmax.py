@@ -1,0 +1,68 @@
+"""Softmax attention over given keys: the definition, and the same through torch's fused kernel."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .linear import at_least_fp32
+
+
+def softmax_reference(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Compute softmax attention from its definition (Vaswani et al. 2017), and return the weights too.
+
+    q (B, T, H, D); k, v (B, S, K, D) with K dividing H; mask (B or 1, T, S) bool, True where seen; bias (B or 1, H, T,
+    S) on the scaled scores. Returns (B, T, H, D) and the weights (B, H, T, S). A row that sees nothing gives 0.
+    """
+    groups = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
+    scores = torch.einsum("bthd,bshd->bhts", at_least_fp32(q), at_least_fp32(k)) * scale
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(1), torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, dim=-1)
+    if mask is not None:
+        weights = weights * mask.unsqueeze(1)
+    return torch.einsum("bhts,bshd->bthd", weights, at_least_fp32(v)).to(v.dtype), weights
+
+
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Compute softmax attention with torch's fused kernel; shapes as in `softmax_reference`.
+
+    `causal` stands for the lower triangle where no mask is needed besides it (T = S): its kernel skips what lies above.
+    """
+    assert mask is None or not causal, "the triangle is part of the mask"
+    empty: Tensor | None = None
+    if mask is not None:
+        # A row that sees nothing sees everything instead, and is then set to 0: no kernel is asked for 0 / 0.
+        empty = ~mask.any(-1, keepdim=True)
+        mask = (mask | empty).unsqueeze(1)
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        if causal:
+            triangle = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril()
+            mask, causal = triangle, False
+        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    ).transpose(1, 2)
+    return out if empty is None else out.masked_fill(empty.unsqueeze(-1), 0.0)

@@ -1,0 +1,259 @@
+"""The stack: embedding, positions, blocks and a last norm, run over one sequence with or without a state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import InputError
+from .attention import is_exporting
+from .block import Block
+from .component import Site
+from .context import Context
+from .embedding import Borrowed, Embedding, Input
+from .norm import Norm
+from .position import Position, add_positions
+from .state import PAST, Declared, Remembered, State
+from .tokens import Packing, Tokens, document_positions
+
+
+class Stack(nn.Module):
+    """Run blocks over embedded inputs; every topology is made of these.
+
+    `site.causal` says whether tokens may not see later ones. An `embedding` that is `Borrowed` is another stack's.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        embedding: Embedding | Borrowed,
+        positions: Sequence[Position],
+        blocks: Sequence[Block],
+        norm: Norm | None,
+    ) -> None:
+        super().__init__()
+        self.site = site
+        self.embedding = embedding
+        self.positions = nn.ModuleList(positions)
+        self.layers = nn.ModuleList(blocks)
+        self.norm = norm
+        self.checkpoint_activations = False
+        self._state_names = [
+            {sub: {key: f"layers.{i}.{sub}.{key}" for key in layer.declared()} for sub, layer in b.sublayers().items()}
+            for i, b in enumerate(blocks)
+        ]
+        self._declared = self._declare()
+        self._appends = "pos" in self._declared
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """Return the layers in order."""
+        return cast(Sequence[Block], self.layers)
+
+    # -- what it takes and remembers ----------------------------------------------------------------------------------
+
+    def inputs(self) -> dict[str, Input]:
+        """Declare the raw inputs: the embedding's, and the mask of its columns where it reads text."""
+        inputs = dict(self.embedding.inputs())
+        if self.embedding.maskable:
+            inputs["attention_mask"] = Input(("batch", "sequence"), "int64", high=2)
+        return inputs
+
+    def declared(self) -> Declared:
+        """Declare the whole state, by the names of `State.tensors`."""
+        return self._declared
+
+    def _declare(self) -> Declared:
+        layers = {
+            names[key]: rule
+            for block, subs in zip(self.blocks, self._state_names, strict=True)
+            for sub, names in subs.items()
+            for key, rule in getattr(block, sub).declared().items()
+        }
+        own = {"seen": Remembered(("batch",), "fixed", "int64")}
+        if any(rule.grows == "append" for rule in layers.values()):
+            # Position of each past column, -1 at padding: who is visible follows from it.
+            own["pos"] = Remembered(("batch", PAST), "append", "int64", fill=-1)
+        if any("cross_attention" in subs for subs in self._state_names):
+            own["memory_mask"] = Remembered(("batch", "memory"), "static", "int64")
+        return own | layers
+
+    def empty_state(self, batch: int) -> State:
+        """Return the state before the first token, for `batch` rows."""
+        like = next(self.parameters())
+        tensors = {n: r.empty(batch, 0, like.dtype, like.device) for n, r in self._declared.items()}
+        croppable = all(rule.grows in ("append", "static") for n, rule in self._declared.items() if n != "seen")
+        return State(tensors, cropper=self._crop if croppable else None)
+
+    def _crop(self, state: State, length: int) -> State:
+        tensors = dict(state.tensors)
+        for name, rule in self._declared.items():
+            if rule.grows == "append":
+                tensors[name] = tensors[name].narrow(rule.dims.index(PAST), 0, length)
+        if self._appends:
+            tensors["seen"] = (tensors["pos"] >= 0).sum(1)
+        else:
+            tensors["seen"] = tensors["seen"].clamp(max=length)
+        return State(tensors, length, state.padded, state.cropper)
+
+    def prime(self, state: State, memory: Tensor, mask: Tensor | None) -> State:
+        """Return the state with everything that cross attention keeps of memory (B, M, C), mask (B, M)."""
+        tokens = _memory_tokens(memory, mask)
+        if mask is not None:
+            memory = memory.masked_fill(~mask.bool().unsqueeze(-1), 0.0)
+        context = Context(tokens, causal=False, memory=memory, memory_tokens=tokens)
+        tensors = dict(state.tensors)
+        tensors["memory_mask"] = (
+            torch.ones(memory.shape[:2], dtype=torch.int64, device=memory.device) if mask is None else mask.long()
+        )
+        for block, subs in zip(self.blocks, self._state_names, strict=True):
+            for sub, names in subs.items():
+                primed = getattr(block, sub).prime(context)
+                tensors.update({names[key]: value for key, value in primed.items()})
+        return State(tensors, state.columns, state.padded, state.cropper)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        inputs: Mapping[str, Tensor],
+        *,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        state: State | None = None,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> tuple[Tensor, State | None]:
+        """Return hidden states (B, T, C) and the next state.
+
+        attention_mask (B, T): 1 at real tokens, anywhere in a row; with a state it may also cover all that came before,
+        (B, past + T), of which the last T count. document_ids (B, T): rows of several documents, kept apart.
+
+        Raises:
+            InputError: shapes that do not fit, too many tokens, documents together with a state.
+        """
+        x = self.embedding(**inputs)
+        mask = self._check(x, attention_mask, document_ids, state)
+        packing = None if mask is None else Packing.of(mask)
+        tokens = self._tokens(x, packing, document_ids, state)
+        if packing is not None:
+            x = packing.pack(x)
+        x = add_positions(x, cast(Sequence[Position], self.positions), tokens)
+        context = Context(
+            tokens, self.site.causal, _past(state), None if state is None else state.seen,
+            positions=cast(Sequence[Position], self.positions), weights=weights,
+        )  # fmt: skip
+        x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
+        if self.norm is not None:
+            x = self.norm(x)
+        if packing is not None:
+            x = packing.unpack(x)
+        return x, None if state is None else self._next(state, after, tokens, mask)
+
+    def _run(
+        self, x: Tensor, context: Context, cross: Context, state: State | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        contexts = {"attention": context, "cross_attention": cross, "feedforward": context}
+        tensors: dict[str, Tensor] = {}
+        for block, subs in zip(self.blocks, self._state_names, strict=True):
+            here = contexts
+            if block.positions is not None:
+                own = context.at(block.own_positions)
+                here = {"attention": own, "cross_attention": cross, "feedforward": own}
+            if state is None:
+                if self.checkpoint_activations and torch.is_grad_enabled():
+                    x, _ = checkpoint(block, x, here, use_reentrant=False)
+                else:
+                    x, _ = block(x, here)
+                continue
+            before = {s: {key: state.tensors[name] for key, name in names.items()} for s, names in subs.items()}
+            x, after = block(x, here, before)
+            for sub, names in subs.items():
+                tensors.update({name: after[sub][key] for key, name in names.items()})
+        return x, tensors
+
+    def _tokens(self, x: Tensor, packing: Packing | None, doc: Tensor | None, state: State | None) -> Tokens:
+        column = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+        valid = None if packing is None else packing.valid
+        if doc is not None:
+            # Padding becomes a document of its own: it stands at the end of a packed row.
+            doc = doc if packing is None else packing.pack(doc + 1)
+            return Tokens(document_positions(doc), valid, doc)
+        return Tokens(column if state is None else column + state.seen.unsqueeze(1), valid)
+
+    def _cross(self, context: Context, state: State | None, memory: Tensor | None, mask: Tensor | None) -> Context:
+        if state is not None and "memory_mask" in state.tensors:
+            kept = state.tensors["memory_mask"]
+            tokens = Tokens(torch.arange(kept.shape[1], device=kept.device).unsqueeze(0), kept.bool())
+            return Context(context.tokens, causal=False, memory_tokens=tokens, weights=context.weights)
+        if memory is None:
+            return context
+        if mask is not None:
+            memory = memory.masked_fill(~mask.bool().unsqueeze(-1), 0.0)
+        tokens = _memory_tokens(memory, mask)
+        return Context(context.tokens, causal=False, memory=memory, memory_tokens=tokens, weights=context.weights)
+
+    def _next(self, state: State, after: dict[str, Tensor], tokens: Tokens, mask: Tensor | None) -> State:
+        count = tokens.pos.shape[1] if tokens.valid is None else tokens.valid.sum(1)
+        tensors = state.tensors | after
+        tensors["seen"] = state.seen + count
+        if self._appends:
+            pos = tokens.pos if tokens.valid is None else tokens.pos.masked_fill(~tokens.valid, -1)
+            tensors["pos"] = torch.cat([state.tensors["pos"], pos.expand(state.seen.shape[0], -1)], dim=1)
+        columns = state.columns + tokens.pos.shape[1]
+        return State(tensors, columns, state.padded or mask is not None, state.cropper)
+
+    def _check(self, x: Tensor, mask: Tensor | None, doc: Tensor | None, state: State | None) -> Tensor | None:
+        if is_exporting():
+            return mask
+        batch, length = x.shape[:2]
+        if doc is not None:
+            if state is not None:
+                raise InputError("document_ids together with a state: a state is of one document per row")
+            if doc.shape != (batch, length):
+                raise InputError(f"document_ids is {tuple(doc.shape)}; the tokens are {(batch, length)}")
+        if state is not None and state.seen.shape[0] != batch:
+            raise InputError(f"the state is of {state.seen.shape[0]} rows, the inputs of {batch}")
+        if mask is not None:
+            if not self.embedding.maskable:
+                raise InputError("attention_mask: this model's inputs have no padding")
+            if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < length:
+                raise InputError(f"attention_mask is {tuple(mask.shape)}; the tokens are {(batch, length)}")
+            if mask.shape[1] > length:
+                past = 0 if state is None else state.columns
+                if mask.shape[1] != past + length:
+                    raise InputError(
+                        f"attention_mask has {mask.shape[1]} columns; {length} for the new tokens, or {past + length} "
+                        "with the past"
+                    )
+                mask = mask[:, past:]
+        self._check_length(length, mask, state)
+        return mask
+
+    def _check_length(self, length: int, mask: Tensor | None, state: State | None) -> None:
+        most = self.site.max_seq_len
+        if length + (0 if state is None else state.columns) <= most:
+            return
+        # Columns may be padding: only now is it worth counting the real ones, which a device must be asked for.
+        new = length if mask is None else mask.bool().sum(1)
+        total = new if state is None else state.seen + new
+        longest = total if isinstance(total, int) else int(total.max()) if total.numel() else 0
+        if longest > most:
+            raise InputError(f"{longest} tokens in a row; this model takes at most max_seq_len = {most}")
+
+
+def _past(state: State | None) -> Tokens | None:
+    if state is None or "pos" not in state.tensors:
+        return None
+    pos = state.tensors["pos"]
+    return Tokens(pos, pos >= 0) if state.padded or is_exporting() else Tokens(pos)
+
+
+def _memory_tokens(memory: Tensor, mask: Tensor | None) -> Tokens:
+    pos = torch.arange(memory.shape[1], device=memory.device).unsqueeze(0)
+    return Tokens(pos, None if mask is None else mask.bool())

@@ -1,0 +1,100 @@
+"""What a model remembers between steps: declared once, for decoding, export, memory estimates and proofs alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+Growth = Literal["append", "ring", "fixed", "static"]
+BATCH, PAST, MEMORY = "batch", "past", "memory"
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Declare one tensor of a sublayer's state.
+
+    `dims`: the first is "batch"; "past" and "memory" are lengths known at run time, numbers are fixed.
+    `grows`: `append` (one entry a token), `ring` (the newest entries), `fixed`, or `static` (primed once from memory).
+    `dtype`: "model", "accumulate" (at least fp32: sums that grow with length) or "int64".
+    `fill`: the value of an empty entry.
+    """
+
+    dims: tuple[str | int, ...]
+    grows: Growth
+    dtype: Literal["model", "accumulate", "int64"] = "model"
+    fill: float = 0.0
+
+    def empty(self, batch: int, memory: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return the tensor before the first token: a `past` of 0."""
+        sizes = {BATCH: batch, PAST: 0, MEMORY: memory}
+        shape = [sizes[d] if isinstance(d, str) else d for d in self.dims]
+        return torch.full(shape, self.fill, dtype=self.torch_dtype(dtype), device=device)
+
+    def torch_dtype(self, model: torch.dtype) -> torch.dtype:
+        """Return the tensor's dtype in a model of dtype `model`."""
+        if self.dtype == "int64":
+            return torch.int64
+        return accumulation_dtype(model) if self.dtype == "accumulate" else model
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which sums over a whole sequence are kept: fp32, or wider when the model is."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+Declared = Mapping[str, Remembered]
+"""A sublayer's declared state: name -> `Remembered`; empty when it remembers nothing."""
+
+Memories = dict[str, Tensor]
+"""A sublayer's state at run time, by the declared names."""
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Hold all that a model remembers after some tokens: a step takes one and returns the next.
+
+    `tensors`: by name, `layers.0.attention.k`. Dimension 0 of each is the batch. `columns`: how many columns were fed,
+    padding included. `padded`: whether some of them were padding. `cropper`: how to go back to a shorter past, where
+    every layer declares that it can.
+    """
+
+    tensors: dict[str, Tensor]
+    columns: int = 0
+    padded: bool = False
+    cropper: Callable[[State, int], State] | None = None
+
+    @property
+    def seen(self) -> Tensor:
+        """Return how many real tokens each row has seen, (B,) int64."""
+        return self.tensors["seen"]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of all tensors in bytes."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    def reorder(self, rows: Tensor) -> State:
+        """Return the state whose row i is row `rows[i]` of this one: beams, or rows that go on."""
+        return replace(self, tensors={name: t.index_select(0, rows) for name, t in self.tensors.items()})
+
+    def fork(self) -> State:
+        """Return a copy that nothing else writes to: going back means going on from a copy."""
+        return replace(self, tensors={name: t.clone() for name, t in self.tensors.items()})
+
+    def crop(self, length: int) -> State:
+        """Return the state after the first `length` columns only.
+
+        Raises:
+            InputError: a layer's state does not keep what it would take to go back.
+        """
+        if self.cropper is None:
+            raise InputError("this model's state can't be cropped: a layer forgets on the way; go back to a fork()")
+        if not 0 <= length <= self.columns:
+            raise InputError(f"can't crop a state of {self.columns} columns to {length}")
+        return self.cropper(self, length)

@@ -1,0 +1,136 @@
+"""Who stands where: the tokens of a pass as data, and the rule of who sees whom.
+
+No mask is made here unless somebody asks: what is statically absent (`None`) costs nothing, and every attention turns
+the rule into what its kernel wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Hold where the tokens of a sequence stand.
+
+    `pos` (B or 1, T) int64: position within the token's document, real tokens counted from 0.
+    `valid` (B, T) bool: False at padding; None when there is none.
+    `doc` (B, T) int64: the document of a packed row; None when a row is one document.
+    """
+
+    pos: Tensor
+    valid: Tensor | None = None
+    doc: Tensor | None = None
+    _made: dict[Hashable, object] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, columns: slice) -> Tokens:
+        """Return the tokens of some columns."""
+        return self.map(lambda t: t[:, columns])
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> Tokens:
+        """Return these tokens with every tensor moved the same way: sliced, gathered, folded into blocks."""
+        return Tokens(
+            move(self.pos),
+            None if self.valid is None else move(self.valid),
+            None if self.doc is None else move(self.doc),
+        )
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return what `make` gives, made at the first call of a pass and shared by all layers after it.
+
+        For values that need no gradient (tables, masks): activation checkpointing would lose a gradient's path.
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]  # type: ignore[return-value]
+
+    @property
+    def plain(self) -> bool:
+        """Say that each row is one document without padding, so that column order is all there is to know."""
+        return self.valid is None and self.doc is None
+
+
+def join(past: Tokens, new: Tokens) -> Tokens:
+    """Return the tokens of two stretches as one, the past first; `doc` is dropped (state and documents never meet)."""
+    batch = max(past.pos.shape[0], new.pos.shape[0])
+    pos = torch.cat([past.pos.expand(batch, -1), new.pos.expand(batch, -1)], dim=1)
+    if past.valid is None and new.valid is None:
+        return Tokens(pos)
+    valid = [torch.ones_like(t.pos, dtype=torch.bool).expand(batch, -1) if t.valid is None else t.valid
+             for t in (past, new)]  # fmt: skip
+    return Tokens(pos, torch.cat(valid, dim=1))
+
+
+def visible(q: Tokens, k: Tokens, *, causal: bool) -> Tensor:
+    """Return who may see whom, (B or 1, T, S) bool: not padding, not later (when causal), not another document."""
+    q_pos, k_pos = q.pos.unsqueeze(2), k.pos.unsqueeze(1)
+    seen = k_pos <= q_pos if causal else (k_pos == k_pos).expand(-1, q_pos.shape[1], -1)
+    if k.valid is not None:
+        seen = seen & k.valid.unsqueeze(1)
+    if q.doc is not None and k.doc is not None:
+        seen = seen & (q.doc.unsqueeze(2) == k.doc.unsqueeze(1))
+    return seen
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """Move valid tokens to the left of their row and back, at static shapes.
+
+    `order` (B, T): the column that each packed column comes from. `dest` (B, T): the packed column of each column.
+    """
+
+    mask: Tensor
+    order: Tensor
+    dest: Tensor
+
+    @staticmethod
+    def of(mask: Tensor) -> Packing:
+        """Read the packing from an attention mask (B, T), 1 or True at real tokens."""
+        mask = mask.bool()
+        column = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+        # Distinct keys need no stable sort, which ONNX has not.
+        order = torch.sort(torch.where(mask, column, column + mask.shape[1]), dim=1).values % mask.shape[1]
+        return Packing(mask, order, (mask.cumsum(1) - 1).clamp(min=0))
+
+    @property
+    def length(self) -> Tensor:
+        """Return how many real tokens each row has, (B,) int64."""
+        return self.mask.sum(1)
+
+    @property
+    def valid(self) -> Tensor:
+        """Return the packed mask, (B, T) bool: True in the first `length` columns of each row."""
+        return torch.arange(self.mask.shape[1], device=self.mask.device) < self.length.unsqueeze(1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Left-align x (B, T, ...); what stood at padding becomes 0, NaN included."""
+        keep = _spread(self.valid, x)
+        return torch.where(keep, _take(x, self.order), torch.zeros((), dtype=x.dtype, device=x.device))
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Put packed x (B, T, ...) back to its columns, 0 at padding."""
+        keep = _spread(self.mask, x)
+        return torch.where(keep, _take(x, self.dest), torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def _spread(flags: Tensor, x: Tensor) -> Tensor:
+    return flags.reshape(flags.shape + (1,) * (x.dim() - 2))
+
+
+def _take(x: Tensor, columns: Tensor) -> Tensor:
+    return x.gather(1, _spread(columns, x).expand(columns.shape + x.shape[2:]))
+
+
+def document_positions(doc: Tensor) -> Tensor:
+    """Return the position of each token within its document, for doc (B, T) whose documents are contiguous."""
+    column = torch.arange(doc.shape[1], device=doc.device).expand(doc.shape)
+    first = torch.ones_like(doc, dtype=torch.bool)
+    first[:, 1:] = doc[:, 1:] != doc[:, :-1]
+    return column - torch.where(first, column, 0).cummax(1).values

@@ -1,0 +1,49 @@
+"""The built-in components, found through the same entry point as anyone's: a new one adds its import here."""
+
+# ruff: noqa: F401
+
+from __future__ import annotations
+
+import pluggy
+
+from ..core import component
+from .attention.conv import ConvAttention
+from .attention.full import FullAttention
+from .attention.gru import GruAttention
+from .attention.linear import LinearAttention
+from .attention.local import LocalAttention
+from .attention.lstm import LstmAttention
+from .attention.rnn import RnnAttention
+from .attention.sparse import SparseAttention
+from .data.labelled import LabelledData
+from .data.pairs import PairsData
+from .data.text import TextData
+from .embedding.patch_2d import Patch2dEmbedding
+from .embedding.token import TokenEmbedding
+from .feedforward.glu import GluFeedForward
+from .feedforward.mlp import MlpFeedForward
+from .head.classifier import ClassifierHead
+from .head.lm import LmHead
+from .norm.layer import LayerNorm
+from .norm.rms import RmsNorm
+from .objective.causal_lm import CausalLmObjective
+from .objective.classification import ClassificationObjective
+from .objective.masked_lm import MaskedLmObjective
+from .objective.seq2seq_lm import Seq2seqLmObjective
+from .position.alibi import AlibiPosition
+from .position.learned import LearnedPosition
+from .position.rope import RopePosition
+from .position.sinusoidal import SinusoidalPosition
+from .position.t5_bias import T5BiasPosition
+from .topology.decoder import DecoderTopology
+from .topology.encoder import EncoderTopology
+from .topology.encoder_decoder import EncoderDecoderTopology
+
+hookimpl = pluggy.HookimplMarker("transom")
+
+
+@hookimpl
+def transom_components() -> tuple[type[component.Component], ...]:
+    """Return every component that is imported above."""
+    found = (item for item in globals().values() if isinstance(item, type))
+    return tuple(item for item in found if issubclass(item, component.Component))

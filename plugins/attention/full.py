@@ -1,0 +1,93 @@
+"""Softmax attention over all tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...core.attention import Declaration, Mechanism
+from ...core.context import Context
+from ...core.heads import HeadsConfig
+from ...core.softmax import softmax_attention, softmax_reference
+from ...core.state import MEMORY, PAST, Declared, Memories, Remembered
+
+
+class FullAttention(Mechanism):
+    """Let every token see every token that the model's rule allows (Vaswani et al. 2017)."""
+
+    declares: ClassVar[Declaration] = Declaration(
+        can=frozenset({"causal", "two_sided", "cross", "documents", "rotate", "score", "compile"}), time=2.0
+    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(HeadsConfig):
+        """Take the options of all multi-head attentions, and none besides."""
+
+    def declared(self) -> Declared:
+        """Keep every key, turned, and every value; across a memory, those of the memory."""
+        length, grows = (MEMORY, "static") if self.site.cross else (PAST, "append")
+        entry = Remembered(("batch", length, self.n_kv_heads, self.head_dim), grows)  # type: ignore[arg-type]
+        return {"k": entry, "v": entry}
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Mix through torch's fused kernel: its causal form for plain tokens, else with a mask that layers share."""
+        if context.weights is not None:
+            return self.reference(q, k, v, context, state)
+        q, k, v, state = self._extend(q, k, v, context, state)
+        plain = context.tokens.plain and (context.past is None or context.past.plain)
+        bias = context.score(context.tokens, context.keys, q, k)
+        if plain and context.past is None:
+            return softmax_attention(q, k, v, scale=self.scale, causal=context.causal, bias=bias), state
+        if plain and q.shape[1] == 1:
+            return softmax_attention(q, k, v, scale=self.scale, bias=bias), state
+        mask = context.once("visible", lambda: context.visible(context.keys))
+        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
+
+    def reference(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Compute all scores, mask them, and take the softmax."""
+        if self.site.cross:
+            assert context.memory_tokens is not None
+            keys, bias = context.memory_tokens, None
+        else:
+            q, k, v, state = self._extend(q, k, v, context, state)
+            keys, bias = context.keys, context.score(context.tokens, context.keys, q, k)
+        y, weights = softmax_reference(q, k, v, self.visible(context.tokens, keys), bias, self.scale)
+        if context.weights is not None:
+            context.weights.append(weights)
+        return y, state
+
+    def prime(self, k: Tensor, v: Tensor, context: Context) -> Memories:
+        """Keep the memory's keys and values."""
+        return {"k": k, "v": v}
+
+    def recall(self, q: Tensor, primed: Memories, context: Context) -> Tensor:
+        """Attend to the memory's keys."""
+        assert context.memory_tokens is not None
+        k, v = primed["k"], primed["v"]
+        keys = context.memory_tokens
+        if context.weights is not None:
+            return self.reference(q, k, v, context)[0]
+        mask = None if keys.valid is None else context.once("memory", lambda: self.visible(context.tokens, keys))
+        return softmax_attention(q, k, v, scale=self.scale, mask=mask)
+
+    def path(self, tokens: int) -> str:
+        """Name torch's fused kernel."""
+        return "torch SDPA, causal" if self.site.causal else "torch SDPA"
+
+    @staticmethod
+    def _extend(
+        q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None
+    ) -> tuple[Tensor, Tensor, Tensor, Memories | None]:
+        """Turn q and k, and put what is remembered before k and v."""
+        q, k = context.rotate(q), context.rotate(k)
+        if state is not None:
+            k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+            state = {"k": k, "v": v}
+        return q, k, v, state

@@ -1,0 +1,165 @@
+"""Softmax attention within a window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.attention import Declaration, Mechanism, is_exporting
+from ...core.context import Context
+from ...core.heads import HeadsConfig
+from ...core.ring import ring_in_order, ring_tokens, ring_write
+from ...core.softmax import softmax_attention, softmax_reference
+from ...core.state import Declared, Memories, Remembered
+from ...core.tokens import Tokens, join, visible
+
+
+class LocalAttention(Mechanism):
+    """Let every token see the `window` nearest: itself and those before it, or both sides (Beltagy et al. 2020)."""
+
+    declares: ClassVar[Declaration] = Declaration(
+        can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile"}),
+        lacks={"cross": "a window compares positions of one sequence, and a memory's are those of another"},
+    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(HeadsConfig):
+        """window: tokens seen on a side, the token itself included: those at a distance below it."""
+
+        window: int
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.window < 1:
+                raise ValueError(f"window: {self.window} leaves a token nothing to see; at least 1, itself")
+
+    def declared(self) -> Declared:
+        """Keep the newest `window` keys, turned, and values."""
+        dims = ("batch", self.config.window, self.n_kv_heads, self.head_dim)
+        return {"k": Remembered(dims, "ring"), "v": Remembered(dims, "ring")}
+
+    def visible(self, q: Tokens, k: Tokens) -> Tensor:
+        """Return who may see whom: the model's rule, at a distance below the window."""
+        distance = q.pos.unsqueeze(2) - k.pos.unsqueeze(1)
+        if not self.site.causal:
+            distance = distance.abs()
+        near: Tensor = distance < self.config.window
+        return visible(q, k, causal=self.site.causal) & near
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Mix in blocks of the window's length, each seeing itself and its neighbours: linear in T.
+
+        Plain tokens that all fit into the window take torch's causal kernel; few tokens after a ring, or an export,
+        one dense mask.
+        """
+        window, length = self.config.window, q.shape[1]
+        if context.weights is not None or is_exporting():
+            return self.reference(q, k, v, context, state)
+        if state is None and length <= window and context.tokens.plain:
+            q, k = context.rotate(q), context.rotate(k)
+            bias = context.score(context.tokens, context.tokens, q, k)
+            return softmax_attention(q, k, v, scale=self.scale, causal=self.site.causal, bias=bias), None
+        if length <= window:
+            q, k, v, tokens, state = self._extend(q, k, v, context, state)
+            mask = context.once(("window", window), lambda: self.visible(context.tokens, tokens))
+            bias = context.score(context.tokens, tokens, q, k)
+            return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
+        return self._in_blocks(q, k, v, context, state)
+
+    def reference(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Compute all scores, mask what is outside the window, and take the softmax."""
+        q, k, v, tokens, state = self._extend(q, k, v, context, state)
+        bias = context.score(context.tokens, tokens, q, k)
+        y, weights = softmax_reference(q, k, v, self.visible(context.tokens, tokens), bias, self.scale)
+        if context.weights is not None:
+            context.weights.append(weights)
+        return y, state
+
+    def path(self, tokens: int) -> str:
+        """Name the kernel."""
+        window = self.config.window
+        return "torch SDPA" if tokens <= window else f"torch SDPA in blocks of {window}"
+
+    def _extend(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tokens, Memories | None]:
+        """Turn q and k, put the ring before k and v, and say which tokens stand there."""
+        q, k = context.rotate(q), context.rotate(k)
+        if state is None:
+            return q, k, v, context.tokens, None
+        assert context.seen is not None
+        tokens = join(ring_tokens(context.seen, self.config.window), context.tokens)
+        after = self._written(k, v, context, state)
+        return q, torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1), tokens, after
+
+    def _written(self, k: Tensor, v: Tensor, context: Context, state: Memories) -> Memories:
+        assert context.seen is not None
+        return {
+            "k": ring_write(state["k"], k, context.seen, context.length),
+            "v": ring_write(state["v"], v, context.seen, context.length),
+        }
+
+    def _in_blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None
+    ) -> tuple[Tensor, Memories | None]:
+        """Cut queries into blocks of `window`; block i sees the keys of block i - 1 (the ring first), i, and i + 1."""
+        q, k = context.rotate(q), context.rotate(k)
+        window, (batch, length) = self.config.window, q.shape[:2]
+        after = None if state is None else self._written(k, v, context, state)
+        blocks = -(-length // window)
+        end = blocks * window - length
+        right = 0 if self.site.causal else window
+        tokens = context.tokens
+        if state is None:
+            k, v = (F.pad(t, (0, 0, 0, 0, window, end + right)) for t in (k, v))
+        else:
+            assert context.seen is not None
+            k, v = (
+                F.pad(torch.cat([ring_in_order(old, context.seen), new], dim=1), (0, 0, 0, 0, 0, end + right))
+                for old, new in ((state["k"], k), (state["v"], v))
+            )
+        q_tokens, k_tokens = context.tokens.once(
+            ("window blocks", window), lambda: self._block_tokens(tokens, context.seen, blocks)
+        )
+        span = 2 * window + right
+
+        def fold(x: Tensor, size: int) -> Tensor:
+            """Return windows of `size` columns, a window apart: (B * blocks, size, H, D)."""
+            return x.unfold(1, size, window).movedim(-1, 2).flatten(0, 1)
+
+        q, k, v = fold(F.pad(q, (0, 0, 0, 0, 0, end)), window), fold(k, span), fold(v, span)
+        mask = context.once(("window mask", window), lambda: self.visible(q_tokens, k_tokens))
+        bias = context.score(q_tokens, k_tokens, q, k)
+        if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
+            mask = mask.repeat(batch, 1, 1)
+            bias = None if bias is None else bias.repeat(batch, 1, 1, 1)
+        y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias)
+        return y.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length], after
+
+    def _block_tokens(self, tokens: Tokens, seen: Tensor | None, blocks: int) -> tuple[Tokens, Tokens]:
+        """Return the tokens of each block's queries and keys, (B * blocks, size); (blocks, size) where rows agree."""
+        window, length = self.config.window, tokens.pos.shape[1]
+        end, right = blocks * window - length, 0 if self.site.causal else window
+        rows = max(t.shape[0] for t in (tokens.pos, tokens.valid, tokens.doc) if t is not None)
+        tokens = tokens.map(lambda t: t.expand(rows, -1))
+        first = tokens.pos[:, :1] if seen is not None else torch.zeros_like(tokens.pos[:, :1])
+        before = first + torch.arange(-window, 0, device=first.device)
+        real = torch.ones_like(tokens.pos, dtype=torch.bool) if tokens.valid is None else tokens.valid
+        keys = Tokens(
+            F.pad(torch.cat([before, tokens.pos], dim=1), (0, end + right)),
+            F.pad(torch.cat([before >= 0, real], dim=1), (0, end + right)),
+            None if tokens.doc is None else F.pad(tokens.doc, (window, end + right), value=-1),
+        )
+        queries = tokens.map(lambda t: F.pad(t, (0, end)))
+        return (
+            queries.map(lambda t: t.unfold(1, window, window).flatten(0, 1)),
+            keys.map(lambda t: t.unfold(1, 2 * window + right, window).flatten(0, 1)),
+        )

@@ -1,0 +1,252 @@
+"""Softmax attention over chosen blocks of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...core.attention import Declaration, Mechanism, is_exporting
+from ...core.component import Site
+from ...core.context import Context
+from ...core.heads import HeadsConfig
+from ...core.ring import ring_tokens, ring_write
+from ...core.softmax import softmax_attention, softmax_reference
+from ...core.state import PAST, Declared, Memories, Remembered
+from ...core.tokens import Tokens, join, visible
+
+
+class SparseAttention(Mechanism):
+    """Let blocks of tokens see a few blocks: first ones, near ones, every nth, and random ones (Zaheer et al. 2020).
+
+    Where both sides are seen, the first blocks also see everything. The strided form is Child et al. (2019), by blocks.
+    Random blocks are ranked by a seeded hash over the blocks of `max_seq_len`, so that they are the same at every
+    length, on every device and in every export.
+    """
+
+    declares: ClassVar[Declaration] = Declaration(
+        can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile"}),
+        lacks={"cross": "blocks compare positions of one sequence, and a memory's are those of another"},
+    )
+    chosen: Tensor
+    table: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(HeadsConfig):
+        """block: tokens in a block. n_global: first blocks, seen by all. n_window: near blocks on a side, its own
+        included. n_random: random blocks besides. stride: every stride-th block, counted back from its own; 0 for none.
+        seed: of the random blocks.
+        """
+
+        block: int = 64
+        n_global: int = 1
+        n_window: int = 3
+        n_random: int = 0
+        stride: int = 0
+        seed: int = 0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name, least in {"block": 1, "n_global": 0, "n_window": 1, "n_random": 0, "stride": 0}.items():
+                if getattr(self, name) < least:
+                    raise ValueError(f"{name}: {getattr(self, name)} is too few; at least {least}")
+
+    config: Config
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.blocks = -(-site.max_seq_len // config.block)
+        near = config.n_window if site.causal else 2 * config.n_window - 1
+        strided = -(-self.blocks // config.stride) if config.stride else 0
+        most = min(self.blocks, config.n_global + near + strided + config.n_random)
+        self.register_buffer("table", torch.empty(self.blocks, self.blocks, dtype=torch.bool), persistent=False)
+        self.register_buffer("chosen", torch.empty(self.blocks, most, dtype=torch.int64), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Compute which block sees which, (N, N), and for each block the list of those, (N, most), ended by -1."""
+        if self.table.is_meta:
+            return
+        table = self._pattern()
+        listed = np.where(table, np.arange(self.blocks), self.blocks)
+        listed = np.sort(listed, axis=1)[:, : self.chosen.shape[1]]
+        listed[listed == self.blocks] = -1
+        if not self.site.causal:
+            table[: self.config.n_global] = True  # the first blocks see everything; `chosen` leaves that out
+        self.table.copy_(torch.from_numpy(table))
+        self.chosen.copy_(torch.from_numpy(listed))
+
+    def _pattern(self) -> NDArray[np.bool_]:
+        config = self.config
+        table = np.zeros((self.blocks, self.blocks), dtype=bool)
+        column = np.arange(self.blocks)
+        for i, row in enumerate(table):
+            back = i - column
+            row |= (column < config.n_global) | (np.abs(back) < config.n_window)
+            if config.stride:
+                row |= back % config.stride == 0
+            reachable = column <= i if self.site.causal else np.ones_like(row)
+            row &= reachable
+            free = column[~row & reachable]
+            rank = _mixed(config.seed, i, free)
+            row[free[np.argsort(rank)[: config.n_random]]] = True
+        return table
+
+    @property
+    def bounded(self) -> bool:
+        """Say whether the past that is ever seen again is bounded: first and near blocks alone."""
+        return self.config.n_random == 0 and self.config.stride == 0
+
+    def declared(self) -> Declared:
+        """Keep every key and value; with first and near blocks alone, a head of the first and a ring of the near."""
+        config = self.config
+        tail = (self.n_kv_heads, self.head_dim)
+        if not self.bounded:
+            entry = Remembered(("batch", PAST, *tail), "append")
+            return {"k": entry, "v": entry}
+        ring = Remembered(("batch", config.n_window * config.block, *tail), "ring")
+        if config.n_global == 0:
+            return {"k": ring, "v": ring}
+        head = Remembered(("batch", config.n_global * config.block, *tail), "fixed")
+        return {"k": ring, "v": ring, "head_k": head, "head_v": head}
+
+    def visible(self, q: Tokens, k: Tokens) -> Tensor:
+        """Return who may see whom: the model's rule, where the token's block sees the other's."""
+        block, last = self.config.block, self.blocks - 1
+        rows = (q.pos // block).clamp(0, last).unsqueeze(2)
+        columns = (k.pos // block).clamp(0, last).unsqueeze(1)
+        return visible(q, k, causal=self.site.causal) & self.table[rows, columns]
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Mix by gathering each block's chosen blocks: linear in T. Few tokens, documents, and steps take one mask."""
+        config, length = self.config, q.shape[1]
+        if context.weights is not None or is_exporting():
+            return self.reference(q, k, v, context, state)
+        if state is None and context.tokens.doc is None and length > config.block * self.chosen.shape[1]:
+            q, k = context.rotate(q), context.rotate(k)
+            y = self._in_blocks(q, k, v, context)
+            first = 0 if self.site.causal else min(config.n_global * config.block, length)
+            if first:
+                y = torch.cat([self._from_first(q[:, :first], k, v, context), y[:, first:]], dim=1)
+            return y, None
+        q, k, v, tokens, state = self._extend(q, k, v, context, state)
+        bias = context.score(context.tokens, tokens, q, k)
+        mask = context.once(("sparse", config, tokens is context.tokens), lambda: self.visible(context.tokens, tokens))
+        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
+
+    def reference(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Compute all scores, mask the blocks that are not seen, and take the softmax."""
+        q, k, v, tokens, state = self._extend(q, k, v, context, state)
+        bias = context.score(context.tokens, tokens, q, k)
+        y, weights = softmax_reference(q, k, v, self.visible(context.tokens, tokens), bias, self.scale)
+        if context.weights is not None:
+            context.weights.append(weights)
+        return y, state
+
+    def path(self, tokens: int) -> str:
+        """Name the kernel."""
+        block, most = self.config.block, self.chosen.shape[1]
+        return f"torch SDPA on {most} gathered blocks of {block}" if tokens > block * most else "torch SDPA, masked"
+
+    def _extend(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tokens, Memories | None]:
+        """Turn q and k, put what is remembered before k and v, and say which tokens stand there."""
+        q, k = context.rotate(q), context.rotate(k)
+        if state is None:
+            return q, k, v, context.tokens, None
+        if not self.bounded:
+            k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+            return q, k, v, context.keys, {"k": k, "v": v}
+        assert context.seen is not None
+        seen, length, first = context.seen, context.length, self.config.n_global * self.config.block
+        ring = ring_tokens(seen, self.config.n_window * self.config.block)
+        # What stands in the head as well as in the ring counts once.
+        tokens = join(Tokens(ring.pos, ring.pos >= first), context.tokens)
+        after = {"k": ring_write(state["k"], k, seen, length), "v": ring_write(state["v"], v, seen, length)}
+        k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+        if first:
+            slot = torch.arange(first, device=seen.device).unsqueeze(0)
+            tokens = join(Tokens(slot, slot < seen.unsqueeze(1)), tokens)
+            k, v = torch.cat([state["head_k"], k], dim=1), torch.cat([state["head_v"], v], dim=1)
+            new = slice(k.shape[1] - q.shape[1], None)
+            after["head_k"] = _head_write(state["head_k"], k[:, new], seen, length)
+            after["head_v"] = _head_write(state["head_v"], v[:, new], seen, length)
+        return q, k, v, tokens, after
+
+    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        block, (batch, length) = self.config.block, q.shape[:2]
+        blocks = -(-length // block)
+        end = blocks * block - length
+        chosen = self.chosen[:blocks]
+        chosen = chosen.masked_fill(chosen >= blocks, -1)
+        rows = chosen.clamp(min=0)
+
+        def cut(x: Tensor) -> Tensor:
+            """Return the blocks of x (B, T, ...): (B, N, block, ...)."""
+            padded: Tensor = F.pad(x, (0, 0) * (x.dim() - 2) + (0, end))
+            return padded.reshape(x.shape[0], blocks, block, *x.shape[2:])
+
+        def gather(x: Tensor) -> Tensor:
+            """Return each block's chosen blocks: (B * N, most * block, ...)."""
+            return cut(x)[:, rows].flatten(2, 3).flatten(0, 1)
+
+        q_tokens, k_tokens = context.tokens.once(
+            ("sparse blocks", self.config), lambda: _block_tokens(context.tokens, chosen, cut, gather)
+        )
+        q, k, v = cut(q).flatten(0, 1), gather(k), gather(v)
+        mask = context.once(("sparse mask", self.config), lambda: self.visible(q_tokens, k_tokens))
+        bias = context.score(q_tokens, k_tokens, q, k)
+        if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
+            mask = mask.repeat(batch, 1, 1)
+            bias = None if bias is None else bias.repeat(batch, 1, 1, 1)
+        y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias)
+        mixed: Tensor = y.unflatten(0, (batch, blocks))
+        return mixed.flatten(1, 2)[:, :length]
+
+    def _from_first(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Let the tokens of the first blocks see everything."""
+        tokens = context.tokens[: q.shape[1]]
+        mask = None if context.tokens.valid is None else self.visible(tokens, context.tokens)
+        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=context.score(tokens, context.tokens, q, k))
+
+
+def _block_tokens(
+    tokens: Tokens, chosen: Tensor, cut: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]
+) -> tuple[Tokens, Tokens]:
+    """Return the tokens of each block's queries and of its chosen keys; keys that stand nowhere are not valid."""
+    rows = tokens.pos.shape[0] if tokens.valid is None else tokens.valid.shape[0]
+    pos = tokens.pos.expand(rows, -1)
+    real = torch.ones_like(pos, dtype=torch.bool) if tokens.valid is None else tokens.valid
+    listed = (chosen >= 0).unsqueeze(-1).expand(-1, -1, cut(pos).shape[2]).flatten(1).repeat(rows, 1)
+    return Tokens(cut(pos).flatten(0, 1)), Tokens(gather(pos), gather(real) & listed)
+
+
+def _head_write(head: Tensor, new: Tensor, seen: Tensor, length: Tensor | None) -> Tensor:
+    """Return head (B, size, ...) with those of the new entries (B, T, ...) whose position is below its size."""
+    if new.shape[1] == 0:
+        return head
+    column = torch.arange(head.shape[1], device=head.device) - seen.unsqueeze(1)
+    brought = torch.full_like(seen, new.shape[1]) if length is None else length
+    index = column.clamp(min=0, max=new.shape[1] - 1)[:, :, None, None].expand(-1, -1, *new.shape[2:])
+    taken = (column >= 0) & (column < brought.unsqueeze(1))
+    return torch.where(taken[:, :, None, None], new.gather(1, index), head)
+
+
+def _mixed(seed: int, i: int, j: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a hash of (seed, i, j) for each j, by the finalizer of splitmix64 (Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        x = (np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)) ^ ((np.uint64(i) << np.uint64(32)) | j.astype(np.uint64))
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        return x ^ (x >> np.uint64(31))

@@ -1,0 +1,62 @@
+"""The head that names a whole sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...core.component import Site
+from ...core.embedding import Embedding
+from ...core.head import Head
+from ...core.linear import Linear
+
+
+class ClassifierHead(Head):
+    """Pool the hidden states of a sequence and score its classes."""
+
+    per_token: ClassVar[bool] = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """n_classes: what there is to choose from. pool: the `mean` of real tokens, the `first` or the `last` one."""
+
+        n_classes: int
+        pool: Literal["mean", "first", "last"] = "mean"
+
+        def __post_init__(self) -> None:
+            if self.n_classes < 2:
+                raise ValueError(f"n_classes: {self.n_classes} leaves nothing to choose; at least 2")
+
+    def __init__(self, config: Config, site: Site, embedding: Embedding) -> None:
+        super().__init__(config, site, embedding)
+        self.out = Linear(site.d_model, config.n_classes, bias=True)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return logits (B, n_classes) for hidden (B, T, C), mask (B, T); a row without real tokens pools to 0."""
+        logits: Tensor = self.out(torch.einsum("bt,btc->bc", self._share(hidden, mask), hidden))
+        return logits
+
+    def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute the same row by row."""
+        rows = []
+        for i in range(hidden.shape[0]):
+            real = hidden[i] if mask is None else hidden[i][mask[i].bool()]
+            if len(real) == 0:
+                rows.append(hidden.new_zeros(hidden.shape[-1]))
+            elif self.config.pool == "mean":
+                rows.append(real.mean(0))
+            else:
+                rows.append(real[0 if self.config.pool == "first" else -1])
+        logits: Tensor = self.out(torch.stack(rows))
+        return logits
+
+    def _share(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Return how much of each token is pooled, (B, T)."""
+        real = hidden.new_ones(hidden.shape[:2]) if mask is None else mask.to(hidden.dtype)
+        if self.config.pool == "mean":
+            return real / real.sum(1, keepdim=True).clamp(min=1)
+        rank = real.cumsum(1) if self.config.pool == "first" else real.flip(1).cumsum(1).flip(1)
+        return real * (rank == 1)

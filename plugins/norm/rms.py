@@ -1,0 +1,40 @@
+"""Root mean square normalization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.component import Site
+from ...core.norm import Norm
+
+
+class RmsNorm(Norm):
+    """Scale each token to a root mean square of 1, without centering it (Zhang and Sennrich 2019)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """eps: added to the mean square."""
+
+        eps: float = 1e-6
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.eps = config.eps
+        self.weight = nn.Parameter(torch.empty(site.d_model))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as the plain normalization."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x (..., C) with torch's kernel, which sums in fp32."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """Compute the same from its definition."""
+        return x / torch.sqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight

@@ -1,0 +1,70 @@
+"""Queries and keys turned by their positions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...core.component import Site
+from ...core.linear import at_least_fp32
+from ...core.position import Position
+from ...core.tokens import Tokens
+
+
+class RopePosition(Position):
+    """Turn pairs of entries of each query and key by angles that grow with position (Su et al. 2021)."""
+
+    hooks: ClassVar[frozenset[str]] = frozenset({"rotate"})
+    relative: ClassVar[bool] = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """theta: the slowest pair turns once in about 2 pi theta tokens. fraction: the share of a head that turns.
+
+        layout: `half` pairs entry i with i + d/2, `interleaved` pairs 2i with 2i + 1.
+        """
+
+        theta: float = 10000.0
+        fraction: float = 1.0
+        layout: Literal["half", "interleaved"] = "half"
+
+        def __post_init__(self) -> None:
+            if not 0.0 < self.fraction <= 1.0:
+                raise ValueError(f"fraction: {self.fraction} is not a share of a head; above 0, at most 1")
+            if self.theta <= 1.0:
+                raise ValueError(f"theta: {self.theta} gives no slow pair; above 1")
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.width = int(site.head_dim * config.fraction)
+        if self.width < 2 or self.width % 2:
+            raise ValueError(
+                f"fraction: {self.width} of a head's {site.head_dim} entries turn; an even number is needed"
+            )
+
+    def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """Return x (B, T, H, D) turned; computed in fp32 at least."""
+        cos, sin = self._tables(x, tokens)
+        turning = at_least_fp32(x if self.width == x.shape[-1] else x[..., : self.width])
+        if self.config.layout == "half":
+            a, b = turning.chunk(2, dim=-1)
+            turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        else:
+            a, b = turning.unflatten(-1, (-1, 2)).unbind(-1)
+            turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+        turned = turned.to(x.dtype)
+        return turned if self.width == x.shape[-1] else torch.cat([turned, x[..., self.width :]], dim=-1)
+
+    def _tables(self, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        wide = at_least_fp32(x.new_empty(0)).dtype
+        return tokens.once(("rope", self.config, self.width, wide), lambda: self._cos_sin(tokens, wide))
+
+    def _cos_sin(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines, each (B or 1, T, 1, width / 2)."""
+        rank = torch.arange(0, self.width, 2, device=tokens.pos.device, dtype=dtype)
+        angle = tokens.pos.to(dtype).unsqueeze(-1) * torch.exp(rank * (-math.log(self.config.theta) / self.width))
+        return angle.cos().unsqueeze(2), angle.sin().unsqueeze(2)

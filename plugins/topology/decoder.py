@@ -1,0 +1,70 @@
+"""One causal stack: language models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...core.stack import Stack
+from ...core.state import Declared, State
+from ...core.topology import Graph, Output, StackRole, Tensors, Topology
+
+
+class DecoderTopology(Topology):
+    """Run one stack in which tokens see what came before, and read the heads at each token."""
+
+    stacks: ClassVar[Mapping[str, StackRole]] = {"decoder": StackRole(causal=True)}
+    generates: ClassVar[bool] = True
+    decoder: Stack
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Take no options."""
+
+    def forward(
+        self,
+        *,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        state: State | None = None,
+        logits: bool = True,
+        attentions: bool = False,
+        **inputs: Tensor,
+    ) -> Output:
+        """Return hidden states and logits of each token of `input_ids` (B, T), or of what the embedding reads.
+
+        attention_mask, document_ids and state are `Stack.forward`'s. Without `logits` the heads are left out.
+        """
+        weights: list[Tensor] | None = [] if attentions else None
+        hidden, after = self.decoder(
+            self.take(self.decoder, inputs),
+            attention_mask=attention_mask,
+            document_ids=document_ids,
+            state=state,
+            weights=weights,
+        )
+        read = self.read_heads(hidden, attention_mask) if logits else None
+        return Output(read, hidden, after, None if weights is None else tuple(weights))
+
+    def declared(self) -> Declared:
+        """Declare the stack's state."""
+        return self.decoder.declared()
+
+    def empty_state(self, batch: int) -> State:
+        """Return the state before the first token."""
+        return self.decoder.empty_state(batch)
+
+    def graphs(self) -> Mapping[str, Graph]:
+        """Declare one graph, a step of any number of tokens."""
+
+        def run(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+            out = self(**inputs, state=State(state, padded=True))
+            assert out.state is not None
+            return {"logits": out.logits}, out.state.tensors
+
+        state = self.declared()
+        outputs: dict[str, tuple[Any, ...]] = {"logits": ("batch", "sequence", "vocab")}
+        return {"model": Graph(self.decoder.inputs(), outputs, state, state, run)}

@@ -1,0 +1,100 @@
+"""Two stacks, the second reading the first: translation, summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...core.embedding import Input
+from ...core.stack import Stack
+from ...core.state import Declared, State
+from ...core.topology import Graph, Output, StackRole, Tensors, Topology
+
+
+class EncoderDecoderTopology(Topology):
+    """Read a source with a two-sided stack and write with a causal one that attends to it (Vaswani et al. 2017)."""
+
+    stacks: ClassVar[Mapping[str, StackRole]] = {
+        "encoder": StackRole(causal=False),
+        "decoder": StackRole(causal=True, memory="encoder"),
+    }
+    generates: ClassVar[bool] = True
+    encoder: Stack
+    decoder: Stack
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """share_embedding: the decoder reads the encoder's table of tokens."""
+
+        share_embedding: bool = False
+
+    def forward(
+        self,
+        *,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        state: State | None = None,
+        logits: bool = True,
+        attentions: bool = False,
+        **inputs: Tensor,
+    ) -> Output:
+        """Return hidden states and logits of each token of `decoder_input_ids` (B, T) given the source `input_ids`.
+
+        With a `state` made by `start`, the source is part of it and is not given again.
+        """
+        weights: list[Tensor] | None = [] if attentions else None
+        memory = None
+        if state is None:
+            memory, _ = self.encoder(self.take(self.encoder, inputs), attention_mask=attention_mask, weights=weights)
+        hidden, after = self.decoder(
+            self.take(self.decoder, inputs, "decoder_"),
+            attention_mask=decoder_attention_mask,
+            state=state,
+            memory=memory,
+            memory_mask=attention_mask,
+            weights=weights,
+        )
+        read = self.read_heads(hidden, decoder_attention_mask) if logits else None
+        return Output(read, hidden, after, None if weights is None else tuple(weights))
+
+    def start(self, *, attention_mask: Tensor | None = None, **inputs: Tensor) -> State:
+        """Encode a source and return the state before the first token that is written."""
+        memory, _ = self.encoder(self.take(self.encoder, inputs), attention_mask=attention_mask)
+        return self.decoder.prime(self.empty_state(memory.shape[0]), memory, attention_mask)
+
+    def declared(self) -> Declared:
+        """Declare the decoder's state: its own past, and what cross attention keeps of the source."""
+        return self.decoder.declared()
+
+    def empty_state(self, batch: int) -> State:
+        """Return the state with neither source nor tokens."""
+        return self.decoder.empty_state(batch)
+
+    def graphs(self) -> Mapping[str, Graph]:
+        """Declare two graphs: the source to what cross attention keeps of it, and a step of the decoder."""
+        static = {name: rule for name, rule in self.declared().items() if rule.grows == "static"}
+        moving = {name: rule for name, rule in self.declared().items() if rule.grows != "static"}
+
+        def encode(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+            primed = self.start(**inputs).tensors
+            return {}, {name: primed[name] for name in static}
+
+        def decode(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+            out = self(**inputs, state=State(state, padded=True))
+            assert out.state is not None
+            return {"logits": out.logits}, {name: out.state.tensors[name] for name in moving}
+
+        source = {name: _renamed(put, "sequence", "memory") for name, put in self.encoder.inputs().items()}
+        target = {f"decoder_{name}": put for name, put in self.decoder.inputs().items()}
+        outputs: dict[str, tuple[Any, ...]] = {"logits": ("batch", "sequence", "vocab")}
+        return {
+            "encoder": Graph(source, {}, {}, static, encode),
+            "decoder": Graph(target, outputs, dict(self.declared()), moving, decode),
+        }
+
+
+def _renamed(put: Input, old: str, new: str) -> Input:
+    return Input(tuple(new if d == old else d for d in put.dims), put.dtype, put.high)

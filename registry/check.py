@@ -1,0 +1,89 @@
+"""Refuses a combination of parts that has no mathematical sense, before anything is built, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..core.attention import ABILITIES, Attention
+from ..core.component import Part
+from ..core.topology import StackRole
+from .marks import BrokenSpec, Problem
+from .spec import Spec
+from .typed import LayerSpec, StackSpec
+
+
+def check(spec: Spec) -> None:
+    """Check that all parts of a spec compose.
+
+    Raises:
+        SpecError: with every combination that does not, each at its place, naming both parts and the reason.
+    """
+    problems = [*_stacks(spec), *_objective(spec)]
+    if problems:
+        raise BrokenSpec(problems)
+
+
+def _stacks(spec: Spec) -> Iterator[Problem]:
+    for name, role in spec.model.topology.cls.stacks.items():
+        stack = spec.model.stacks[name]
+        path = f"model.stacks.{name}"
+        if stack.embedding is None:
+            yield spec.problem(f"{path}.embedding", f"the stack '{name}' needs an embedding: there is nothing to read")
+        for index, layer in enumerate(stack.layers):
+            yield from _layer(spec, f"{path}.layers.{index}", role, stack, layer)
+
+
+def _layer(spec: Spec, path: str, role: StackRole, stack: StackSpec, layer: LayerSpec) -> Iterator[Problem]:
+    if layer.attention is not None:
+        where = f"{path}.attention"
+        topology = f"topology '{spec.model.topology.name}'"
+        order = "causal" if role.causal else "two_sided"
+        yield from _needs(
+            spec, where, layer.attention, order, f"a stack of {topology}", f"is {order.replace('_', '-')}"
+        )
+        positions = stack.position if layer.position is None else layer.position
+        for position in positions:
+            for hook in ("rotate", "score"):
+                if hook in position.cls.hooks:
+                    does = {"rotate": "turns queries and keys", "score": "adds to scores"}[hook]
+                    yield from _needs(spec, where, layer.attention, hook, f"position '{position.name}'", does)
+    if layer.cross_attention is not None:
+        yield from _needs(
+            spec, f"{path}.cross_attention", layer.cross_attention, "cross", "cross_attention", "reads a memory"
+        )
+
+
+def _needs(spec: Spec, path: str, attention: Part, ability: str, other: str, does: str) -> Iterator[Problem]:
+    cls: type[Attention] = attention.cls
+    if ability in cls.declares.lacks:
+        yield spec.problem(
+            path,
+            f"attention '{attention.name}' does not compose with {other}: {other} {does}, and {attention.name} can't "
+            f"{ABILITIES[ability]}, because {cls.declares.lacks[ability]}",
+        )
+
+
+def _objective(spec: Spec) -> Iterator[Problem]:
+    """Check that the objective, the topology, the head and the data ask for and give the same."""
+    objective, topology = spec.objective, spec.model.topology
+    if objective is None:
+        return
+    cls, stacks = objective.cls, topology.cls.stacks
+    role = list(stacks.values())[-1]
+    both = f"objective '{objective.name}' does not compose with topology '{topology.name}'"
+    if cls.sequences != len(stacks):
+        yield spec.problem(
+            "objective", f"{both}: the objective gives {cls.sequences} sequence(s), the topology reads {len(stacks)}"
+        )
+    elif cls.asks_next and not role.causal:
+        yield spec.problem(
+            "objective", f"{both}: it asks for the next token, which a two-sided stack has already been shown"
+        )
+    head_name, head = next(iter(spec.model.heads.items()))
+    if head.cls.per_token != cls.per_token:
+        asks, reads = ("each token", "a sequence") if cls.per_token else ("a sequence", "each token")
+        yield spec.problem(
+            f"model.heads.{head_name}",
+            f"head '{head.name}' does not compose with objective '{objective.name}': the objective asks once for "
+            f"{asks}, the head answers once for {reads}",
+        )

@@ -1,0 +1,170 @@
+"""Turns a spec into a model: checked first, built on the meta device, then filled from its seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+
+from ..core.block import Block, norm_names
+from ..core.component import Part, Site
+from ..core.data import Data
+from ..core.embedding import Borrowed, Embedding
+from ..core.head import Head
+from ..core.heads import HeadsConfig
+from ..core.initialise import materialise
+from ..core.norm import Norm
+from ..core.objective import Objective
+from ..core.position import Position
+from ..core.stack import Stack
+from ..core.sublayer import Sublayer
+from ..core.topology import StackRole, Topology
+from ..core.vocabulary import Vocabulary
+from ..errors import SpecError
+from .check import check
+from .marks import BrokenSpec
+from .spec import Spec
+from .typed import LayerSpec, StackSpec
+
+Built = TypeVar("Built")
+
+
+def compose(spec: Spec, device: torch.device | str = "cpu") -> Topology:
+    """Build the model that a spec describes, its first weights drawn from `train.seed`; "meta" allocates nothing.
+
+    Raises:
+        SpecError: parts that do not compose, or an option that does not fit the sizes around it, each at its place.
+    """
+    check(spec)
+    with torch.device("meta"):
+        model = _Builder(spec).model()
+    model.spec = spec
+    if torch.device(device).type != "meta":
+        materialise(model, device, spec.train.seed)
+    return model
+
+
+def build_objective(spec: Spec, vocabulary: Vocabulary | None) -> Objective:
+    """Build a spec's objective for data with these token ids.
+
+    Raises:
+        SpecError: the spec names no objective.
+    """
+    if spec.objective is None:
+        raise SpecError(f"{spec.where('objective')}: objective: is missing; training and evaluation need one")
+    return cast(Objective, spec.objective.build(vocabulary))
+
+
+def build_data(spec: Spec) -> Data:
+    """Build a spec's source of examples.
+
+    Raises:
+        SpecError: the spec names no data.
+    """
+    if spec.data is None:
+        raise SpecError(f"{spec.where('data')}: data: is missing; training and evaluation need some")
+    return cast(Data, spec.data.build())
+
+
+class _Builder:
+    """Build the parts of one spec from the inside out, each told its place when it refuses."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+
+    def model(self) -> Topology:
+        """Build stacks, then heads, then what wires them."""
+        model = self.spec.model
+        roles: Mapping[str, StackRole] = model.topology.cls.stacks
+        stacks: dict[str, Stack] = {}
+        for name, role in roles.items():
+            shared = role.memory and getattr(model.topology.config, "share_embedding", False)
+            lender = stacks[role.memory].embedding if shared and role.memory else None
+            stacks[name] = self.stack(name, model.stacks[name], role, lender)
+        last = list(stacks.values())[-1]
+        site = Site(d_model=model.d_model, max_seq_len=model.max_seq_len)
+        embedding = last.embedding.module if isinstance(last.embedding, Borrowed) else last.embedding
+        heads: dict[str, Head] = {
+            name: self.at(f"model.heads.{name}", part.build, site, embedding) for name, part in model.heads.items()
+        }
+        return cast(Topology, self.at("model.topology", model.topology.build, stacks, heads))
+
+    def stack(self, name: str, stack: StackSpec, role: StackRole, lender: Embedding | Borrowed | None) -> Stack:
+        """Build one stack; its embedding is the lender's where there is one."""
+        path, model = f"model.stacks.{name}", self.spec.model
+        site = Site(
+            d_model=model.d_model, max_seq_len=model.max_seq_len, causal=role.causal, n_layers=len(stack.layers)
+        )
+        assert stack.embedding is not None
+        part = stack.embedding
+        embedding = self.at(f"{path}.embedding", part.build, site) if lender is None else _borrowed(lender)
+        served = [layer.attention for layer in stack.layers if layer.position is None]
+        positions = self.positions(f"{path}.position", stack.position, served, site)
+        blocks = [self.block(f"{path}.layers.{i}", layer, site) for i, layer in enumerate(stack.layers)]
+        norm = None if stack.norm is None else self.at(f"{path}.norm", stack.norm.build, site)
+        return Stack(site, embedding, positions, blocks, norm)
+
+    def block(self, path: str, layer: LayerSpec, site: Site) -> Block:
+        """Build one block: its sublayers, a norm for each, and the positions of its own."""
+        sublayers: dict[str, Sublayer] = {}
+        for name, part, where in (
+            ("attention", layer.attention, site),
+            ("cross_attention", layer.cross_attention, site.but(cross=True, causal=False)),
+            ("feedforward", layer.feedforward, site),
+        ):
+            if part is not None:
+                sublayers[name] = self.at(f"{path}.{name}", part.build, where)
+        norms: dict[str, Norm] = {}
+        if layer.norm is not None:
+            norm = layer.norm
+            for name in norm_names(layer.placement, list(sublayers)):
+                norms[name] = self.at(f"{path}.norm", norm.build, site)
+        positions = None
+        if layer.position is not None:
+            positions = self.positions(f"{path}.position", layer.position, [layer.attention], site)
+        return Block(sublayers, norms, placement=layer.placement, positions=positions, dropout=layer.dropout)
+
+    def positions(self, path: str, parts: Sequence[Part], served: Sequence[Part | None], site: Site) -> list[Position]:
+        """Build the encodings that serve some attentions, of whose heads they must know the number and the width.
+
+        Where no attention has heads, what turns or scores them has nothing to do and is left out.
+        """
+        heads = {
+            (config.n_heads, self.at(path, config.resolved, site.d_model).head_dim)
+            for config in (part.config for part in served if part is not None)
+            if isinstance(config, HeadsConfig)
+        }
+        built = []
+        for part in parts:
+            if not heads and "add" not in part.cls.hooks:
+                continue
+            if len(heads) > 1 and "add" not in part.cls.hooks:
+                sizes = ", ".join(f"{n} heads of {d}" for n, d in sorted(heads))
+                raise self.error(
+                    path,
+                    f"position '{part.name}' serves layers whose heads differ ({sizes}); give those layers a position "
+                    "of their own",
+                )
+            n_heads, head_dim = next(iter(heads), (1, site.d_model))
+            where = site.but(n_heads=n_heads, head_dim=head_dim)
+            built.append(self.at(path, part.build, where))
+        return built
+
+    def at(self, path: str, build: Callable[..., Built], *args: Any) -> Built:
+        """Run a component's constructor; what it says of an option becomes an error at that option's place."""
+        try:
+            return build(*args)
+        except ValueError as error:
+            field, colon, message = str(error).partition(": ")
+            if colon and field.isidentifier():
+                raise self.error(f"{path}.{field}", message) from error
+            raise self.error(path, str(error)) from error
+
+    def error(self, path: str, message: str) -> SpecError:
+        """Return a located error."""
+        return BrokenSpec([self.spec.problem(path, message)])
+
+
+def _borrowed(lender: Any) -> Borrowed:
+    return lender if isinstance(lender, Borrowed) else Borrowed(lender)

@@ -1,0 +1,198 @@
+"""Finds components by kind and name among the installed packages, importing only those that are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeAlias
+
+import pluggy
+
+from ..core.component import KINDS, Component
+from ..errors import PluginError
+from . import hookspecs
+from .marks import nearest
+
+GROUP = "transom"
+BUILT_IN = "transom"
+VARIABLE = "TRANSOM_PLUGINS"
+
+ComponentClass: TypeAlias = type[Any]
+
+
+class UnknownName(PluginError):
+    """Say that no installed package has a component of this name."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Describe a package that brings components, from its metadata alone; `allowed`: `TRANSOM_PLUGINS` lets it load."""
+
+    name: str
+    distribution: str
+    version: str
+    module: str
+    allowed: bool
+
+
+class Registry:
+    """Hold the components of a set of entry points; a package is imported when one of its names is first asked for.
+
+    `allowed`: names of the packages that may be imported besides the built-in one (`None`: all).
+    """
+
+    def __init__(self, found: Iterable[EntryPoint], allowed: Iterable[str] | None = None) -> None:
+        self._allowed = None if allowed is None else {BUILT_IN, *allowed}
+        self._found: dict[str, list[EntryPoint]] = {}
+        for point in found:
+            self._found.setdefault(point.name, []).append(point)
+        self._loaded: dict[str, dict[tuple[str, str], ComponentClass]] = {}
+        self._refused: dict[str, PluginError] = {}
+        self._names: dict[ComponentClass, str] = {}
+
+    def get(self, kind: str, name: str) -> ComponentClass:
+        """Return the component class of a kind that a spec calls `name` (`local`, or `acme/ring` from package `acme`).
+
+        Raise `UnknownName` where there is none, `PluginError` where its package can't be used.
+        """
+        package, slash, bare = name.rpartition("/")
+        if slash and package == BUILT_IN:
+            raise UnknownName(f"built-in components have bare names: write '{bare}'")
+        components = self._package(package if slash else BUILT_IN)
+        if (kind, bare) in components:
+            return components[kind, bare]
+        others = [other for other in KINDS if (other, bare) in components]
+        known = [self._names[cls] for (other, _), cls in components.items() if other == kind]
+        hint = f" ('{name}' is {_article(others[0])})" if others else nearest(name, known)
+        raise UnknownName(f"no {kind} named '{name[:100]}'{hint}")
+
+    def names(self, kind: str, everything: bool = False) -> list[str]:
+        """Return the names of a kind's built-in components; those of all allowed packages with `everything`."""
+        packages = [package for package in self._found if self._may_load(package)] if everything else [BUILT_IN]
+        found = [self._package(package) for package in dict.fromkeys([BUILT_IN, *packages])]
+        return sorted(self._names[cls] for classes in found for (other, _), cls in classes.items() if other == kind)
+
+    def full_name(self, cls: ComponentClass) -> str:
+        """Return what a spec calls a component class that this registry has handed out."""
+        return self._names[cls]
+
+    def installed(self) -> list[Installed]:
+        """List the packages that bring components, importing none."""
+        return [
+            Installed(point.name, *_distribution(point), point.value, self._may_load(point.name))
+            for name in sorted(self._found)
+            for point in self._found[name]
+        ]
+
+    def _may_load(self, package: str) -> bool:
+        return self._allowed is None or package in self._allowed
+
+    def _package(self, package: str) -> dict[tuple[str, str], ComponentClass]:
+        if package in self._refused:
+            raise self._refused[package]
+        if package not in self._loaded:
+            try:
+                self._loaded[package] = self._load(self._entry_point(package))
+            except PluginError as error:
+                self._refused[package] = error
+                raise
+        return self._loaded[package]
+
+    def _entry_point(self, package: str) -> EntryPoint:
+        points = self._found.get(package, [])
+        if not points and package == BUILT_IN:
+            raise PluginError("Transom itself is not installed: its entry point is missing (pip install it)")
+        if not points:
+            hint = nearest(package, [name for name in self._found if name != BUILT_IN]) or " (there is none)"
+            raise UnknownName(f"no installed package '{package[:100]}' brings components{hint}")
+        if not self._may_load(package):
+            raise PluginError(f"package '{package}' is installed, but {VARIABLE} does not allow it: add it there")
+        if len(points) > 1:
+            both = " and ".join(f"{_distribution(point)[0]} ({point.value})" for point in points)
+            raise PluginError(f"two distributions bring the package name '{package}': {both}; uninstall one")
+        return points[0]
+
+    def _load(self, point: EntryPoint) -> dict[tuple[str, str], ComponentClass]:
+        who = f"package '{point.name}' ({_distribution(point)[0]}, {point.value})"
+        hooks = pluggy.PluginManager(GROUP)  # one a package, so that a broken one leaves nothing behind
+        hooks.add_hookspecs(hookspecs)
+        try:
+            hooks.register(point.load(), name=point.name)
+            hooks.check_pending()
+            given = hooks.hook.transom_components()
+            classes = [cls for answer in given for cls in answer]
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"{who} can't be loaded: {type(error).__name__}: {error}") from error
+        if not given:
+            raise PluginError(f"{who} brings no components: it should implement the hook transom_components")
+        components: dict[tuple[str, str], ComponentClass] = {}
+        for cls in classes:
+            check_component(cls, who)
+            key = (cls.kind, cls.name)
+            if key in components:
+                both = " and ".join(f"{one.__module__}.{one.__qualname__}" for one in (components[key], cls))
+                raise PluginError(f"{who} has two components of kind {cls.kind} named '{cls.name}': {both}")
+            components[key] = cls
+        for (_, name), cls in components.items():
+            self._names[cls] = name if point.name == BUILT_IN else f"{point.name}/{name}"
+        return components
+
+
+def check_component(cls: object, who: str) -> None:
+    """Raise `PluginError` where a class that a package gives can't be a component; `who` names the package."""
+    if not (isinstance(cls, type) and issubclass(cls, Component)):
+        raise PluginError(f"{who} gives {cls!r}, which is not a component class")
+    here = f"{who}: {cls.__module__}.{cls.__qualname__}"
+    if getattr(cls, "kind", None) not in KINDS:
+        raise PluginError(f"{here} is of no kind; kinds are {', '.join(KINDS)}")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        raise PluginError(f"{here} is abstract: it still needs {missing}")
+    if not re.fullmatch(r"[A-Za-z0-9_]+", str(cls.name)) or cls.name == "none":
+        raise PluginError(f"{here} has the name '{cls.name}'; letters, digits and _ are allowed, `none` is taken")
+    config = getattr(cls, "Config", None)
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
+        raise PluginError(f"{here} needs a frozen dataclass named Config, for its options")
+    params: Any = vars(config).get("__dataclass_params__") or getattr(config, "__dataclass_params__")  # noqa: B009
+    if not params.frozen:
+        raise PluginError(f"{here}.Config must be frozen: write @dataclass(frozen=True, kw_only=True)")
+    if any(field.name == "kind" for field in dataclasses.fields(config)):
+        raise PluginError(f"{here}.Config has an option named kind, which names the component in a spec")
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    """Return the name and the version of the distribution that declares an entry point."""
+    return (point.dist.name, point.dist.version) if point.dist else ("of no distribution", "")
+
+
+@functools.cache
+def default() -> Registry:
+    """Return the registry of everything installed here, as `TRANSOM_PLUGINS` (a comma list) narrows it."""
+    listed = os.environ.get(VARIABLE)
+    allowed = None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
+    return Registry(entry_points(group=GROUP), allowed)
+
+
+def get(kind: str, name: str) -> ComponentClass:
+    """Return an installed component class (see `Registry.get`)."""
+    return default().get(kind, name)
+
+
+def names(kind: str, everything: bool = False) -> list[str]:
+    """Return the names of a kind's components (see `Registry.names`)."""
+    return default().names(kind, everything)
+
+
+def installed() -> list[Installed]:
+    """List the installed packages that bring components, importing none."""
+    return default().installed()

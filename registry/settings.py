@@ -1,0 +1,83 @@
+"""The settings of a spec that belong to no component: how to train, and what to export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Say how a model is trained.
+
+    `steps`: optimizer steps. `batch_size`: rows in one micro batch. `accumulate`: micro batches in one step.
+    `lr`: peak learning rate. `warmup`: steps of linear rise up to it. `schedule`: how it falls afterwards.
+    `min_lr_ratio`: the part of `lr` that cosine and linear end at. `weight_decay`, `betas`, `eps`: AdamW's.
+    `grad_clip`: largest gradient norm, 0 for no limit. `precision`: of the forward and backward pass.
+    `compile`: whether torch.compile is used. `checkpoint_activations`: whether activations are computed twice to save
+    memory. `seed`: of weights, batches and dropout. `eval_every`, `checkpoint_every`, `log_every`: in steps, 0 for
+    never. `keep_checkpoints`: how many of the newest stay. `early_stop`: evaluations without improvement that end the
+    run, 0 for none. `init`: a run folder whose weights are the start. `freeze`: glob patterns of parameter names that
+    stay as they are. `threads`: CPU threads, null for PyTorch's choice. `device`: where to train.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    accumulate: int = 1
+    lr: float = 1e-3
+    warmup: int = 0
+    schedule: Literal["cosine", "linear", "inverse_sqrt", "constant"] = "cosine"
+    min_lr_ratio: float = 0.1
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    grad_clip: float = 1.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    checkpoint_activations: bool = False
+    seed: int = 0
+    eval_every: int = 200
+    checkpoint_every: int = 200
+    log_every: int = 10
+    keep_checkpoints: int = 2
+    early_stop: int = 0
+    init: str | None = None
+    freeze: tuple[str, ...] = ()
+    threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep_checkpoints", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, "at least 1", value)
+        for name in ("warmup", "seed", "eval_every", "checkpoint_every", "early_stop"):
+            _require(0 <= getattr(self, name) < 2**63, name, "at least 0", getattr(self, name))
+        for name in ("lr", "eps"):
+            _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        for name in ("weight_decay", "grad_clip"):
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        _require(0 <= self.min_lr_ratio <= 1, "min_lr_ratio", "from 0 to 1", self.min_lr_ratio)
+        _require(all(0 <= beta < 1 for beta in self.betas), "betas", "from 0 to below 1", self.betas)
+        _require(not self.early_stop or self.eval_every > 0, "early_stop", "0 where eval_every is 0", self.early_stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Say what a model is exported to.
+
+    `target`: `ort` for ONNX that ONNX Runtime runs with its own fused operators, `onnx` for standard operators alone.
+    `opset`: of the ONNX standard. `precision`: of the weights. `quantize`: how weights are quantized.
+    """
+
+    target: Literal["ort", "onnx"] = "ort"
+    opset: int = 24
+    precision: Literal["fp32"] = "fp32"
+    quantize: Literal["none"] = "none"
+
+    def __post_init__(self) -> None:
+        _require(23 <= self.opset <= 24, "opset", "23 or 24", self.opset)
+
+
+def _require(holds: bool, field: str, allowed: str, given: object) -> None:
+    if not holds:
+        raise ValueError(f"{field}: must be {allowed}, not {given}")

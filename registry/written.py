@@ -1,0 +1,138 @@
+"""The layout of a spec as it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ..core.component import Part
+from .forms import Form, MapOf, Reading, Record, Schemas, merge_maps, record_of
+from .manager import Registry
+from .marks import BROKEN, Node
+from .parts import PartForm
+from .settings import ExportSettings, TrainSettings
+from .typed import LayerSpec
+
+ONLY_HEAD = "head"  # the name of a head that is written without one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Repeat some layers.
+
+    `repeat`: how many times. `pattern`: the layers, each by what it changes in `layer`; without it, `layer` itself.
+    """
+
+    repeat: int = 1
+    pattern: tuple[LayerSpec, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenStack:
+    """A stack of blocks.
+
+    `embedding`: what turns its input to vectors. `position`: how order enters, one or several. `layer`: what every
+    block starts from. `layers`: groups of blocks, in order. `norm`: after the last block.
+    """
+
+    embedding: Annotated[Part | None, "embedding"]
+    position: Annotated[tuple[Part, ...], "position"]
+    layer: LayerSpec
+    layers: tuple[Group, ...]
+    norm: Annotated[Part | None, "norm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenModel(WrittenStack):
+    """A model; what is said of stacks here holds for all of them.
+
+    `topology`: how stacks are wired. `d_model`: width of the vectors. `max_seq_len`: most tokens in a sequence.
+    `head`: what reads the last vectors, one or a map of named ones.
+    """
+
+    topology: Annotated[Part, "topology"]
+    d_model: int
+    max_seq_len: int
+    head: Annotated[Part | None, "head"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A Transom spec.
+
+    `name`: of the experiment. `extends`: a bundled spec's name, or the path of one relative to this file. `model`: what
+    is built. `objective`: what is learned. `data`: what from. `train`: how. `export`: what is shipped.
+    """
+
+    name: str
+    extends: str
+    model: WrittenModel
+    objective: Annotated[Part | None, "objective"]
+    data: Annotated[Part | None, "data"]
+    train: TrainSettings
+    export: ExportSettings
+
+
+class HeadForm(Form):
+    """One head, a map of named heads, or `none`."""
+
+    wanted = "a head: its kind, a map with kind and options, a map of named heads, or none"
+
+    def __init__(self) -> None:
+        self.one = PartForm("head", optional=True)
+        self.many = MapOf(PartForm("head"))
+
+    def _bind(self, node: Node, reading: Reading) -> Any:
+        return (self.many if is_named(node) else self.one).bind(node, reading)
+
+    def merge(self, base: Node, over: Node, reading: Reading) -> Node:
+        named = is_named(base) if "kind" not in over.items else False
+        return (self.many if named and is_named(over) else self.one).merge(base, over, reading)
+
+    def dump(self, value: Mapping[str, Part], registry: Registry) -> Any:
+        one = None if not value else value[ONLY_HEAD] if value.keys() == {ONLY_HEAD} else BROKEN
+        return self.many.dump(value, registry) if one is BROKEN else self.one.dump(one, registry)
+
+    def schema(self, schemas: Schemas) -> dict[str, Any]:
+        return {"anyOf": [self.one.schema(schemas), self.many.schema(schemas)]}
+
+
+class ModelForm(Record):
+    """A model as it is written: other maps in it are the stacks that its topology names."""
+
+    def __init__(self) -> None:
+        super().__init__(WrittenModel)
+        self.forms["head"] = HeadForm()
+
+    def _bind(self, node: Node, reading: Reading) -> Any:
+        known = {key: child for key, child in node.items.items() if key in self.forms}
+        return self.bind_fields(node, known, reading) if node.items else super()._bind(node, reading)
+
+    def merge(self, base: Node, over: Node, reading: Reading) -> Node:
+        return merge_maps(base, over, reading, lambda key: self.forms.get(key) or record_of(WrittenStack))
+
+    def schema(self, schemas: Schemas) -> dict[str, Any]:
+        model = super().schema(schemas)
+        stack = record_of(WrittenStack).schema(schemas)
+        return {**model, "properties": {**model["properties"], **dict.fromkeys(schemas.stack_names(), stack)}}
+
+
+@functools.cache
+def spec_form() -> Record:
+    """Return the form of a whole spec as it is written."""
+    form = Record(Written)
+    form.forms["model"] = ModelForm()
+    return form
+
+
+def is_named(node: Node) -> bool:
+    """Say whether a head's node is a map of named heads: it names no kind, and all in it are parts."""
+    return "kind" not in node.items and any(isinstance(child.value, dict) for child in node.items.values())
+
+
+def check_written(document: Node, reading: Reading) -> None:
+    """Note the problems of one document on its own, which others may complete or override."""
+    spec_form().bind(document, dataclasses.replace(reading, partial=True))
