@@ -60,6 +60,10 @@ class Attention(Component, ABC):
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
         """Return whose values reach whom, (B or 1, T, S) bool: the declared receptive field of one layer."""
 
+    def path(self, tokens: int) -> str:
+        """Name the path that `forward` takes for `tokens` plain tokens without a state, as `show` prints it."""
+        return "reference"
+
 
 class Mixer(Attention, Sublayer, ABC):
     """Own everything from (B, T, C) to (B, T, C): recurrences, convolutions, latent attention."""
@@ -140,10 +144,6 @@ class Mechanism(nn.Module, Attention, ABC):
     def recall(self, q: Tensor, primed: Memories, context: Context) -> Tensor:
         """Mix the values of a memory for q (B, T, H, D), from what `prime` kept."""
         raise NotImplementedError(f"{type(self).__name__} does not declare 'cross'")
-
-    def path(self, tokens: int) -> str:
-        """Name the path that `forward` takes for `tokens` plain tokens without a state, as `show` prints it."""
-        return "reference"
 
 
 def is_exporting() -> bool:

@@ -40,7 +40,8 @@ class Block(nn.Module):
         self.names = [name for name in PARTS if name in sublayers]
         for name in self.names:
             self.add_module(name, sublayers[name])
-        self.norms = nn.ModuleDict(norms)
+        for name, norm in norms.items():
+            self.add_module(f"{name}_norm", norm)
         self.positions = None if positions is None else nn.ModuleList(positions)
         self.dropout = dropout
 
@@ -65,7 +66,8 @@ class Block(nn.Module):
             source = parallel if parallel is not None else x
             if self.placement in ("pre", "sandwich"):
                 source = self._norm(name, x)
-            y, kept = getattr(self, name)(source, contexts[name], None if state is None else state[name])
+            sublayer = cast(Sublayer, self._modules[name])
+            y, kept = sublayer(source, contexts[name], None if state is None else state[name])
             if kept is not None:
                 after[name] = kept
             if self.placement == "sandwich":
@@ -78,7 +80,9 @@ class Block(nn.Module):
         return x, after
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        return self.norms[name](x) if name in self.norms else x
+        # Read directly: a lookup through the module or a ModuleDict costs a tiny model a tenth of a decoding step.
+        norm = self._modules.get(f"{name}_norm")
+        return x if norm is None else cast(Tensor, norm(x))
 
 
 def norm_names(placement: Placement, sublayers: Sequence[str]) -> list[str]:

@@ -64,17 +64,11 @@ class Context:
                 x = position.rotate(x, self.tokens)
         return x
 
-    @property
-    def rotates(self) -> bool:
-        """Say whether a position turns queries and keys."""
-        return any("rotate" in position.hooks for position in self.positions)
-
-    @property
-    def scores(self) -> bool:
-        """Say whether a position adds to scores."""
-        return any("score" in position.hooks for position in self.positions)
-
-    def score(self, q_tokens: Tokens, k_tokens: Tokens, q: Tensor, k: Tensor) -> Tensor | None:
-        """Return what positions add to scores, (B or 1, H, T, S); None when none does."""
-        biases = [p.score(q_tokens, k_tokens, q, k) for p in self.positions if "score" in p.hooks]
-        return sum(biases[1:], biases[0]) if biases else None
+    def score(self, q_tokens: Tokens, k_tokens: Tokens | None, q: Tensor, k: Tensor) -> Tensor | None:
+        """Return what positions add to scores, (B or 1, H, T, S); None when none does. No k_tokens: `keys`."""
+        bias: Tensor | None = None
+        for position in self.positions:
+            if "score" in position.hooks:
+                added = position.score(q_tokens, self.keys if k_tokens is None else k_tokens, q, k)
+                bias = added if bias is None else bias + added
+        return bias

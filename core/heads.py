@@ -116,7 +116,7 @@ class MultiHeadAttention(Sublayer):
         return self._merge(x, mixed), state
 
     def _from_self(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv(x).split(self.widths, dim=-1)
+        q, k, v = self.qkv(x).split_with_sizes(self.widths, -1)
         q, k = self._split(q, self.heads, self.q_norm), self._split(k, self.kv_heads, self.k_norm)
         return q, *_silence(k, v.unflatten(-1, self.kv_heads), context.tokens)
 

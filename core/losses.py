@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .linear import at_least_fp32
+from .state import accumulation_dtype
 
 IGNORED = -100
 CHUNK = 512
@@ -30,7 +31,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         loss, hits = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
         return loss, hits
-    dtype = at_least_fp32(hidden.new_empty(0)).dtype
+    dtype = accumulation_dtype(hidden.dtype)
     loss, hits = hidden.new_zeros((), dtype=dtype), targets.new_zeros(())
     for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
         logits = at_least_fp32(F.linear(h, weight, bias))
@@ -44,12 +45,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if torch.is_autocast_enabled(hidden.device.type):
+        # The meta device, where only sizes are asked for, knows no autocast.
+        if not hidden.is_meta and torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden16, weight16, bias16 = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         else:
             hidden16, weight16, bias16 = hidden, weight, bias
-        wide = at_least_fp32(hidden16.new_empty(0)).dtype
+        wide = accumulation_dtype(hidden16.dtype)
         loss, hits = hidden.new_zeros((), dtype=wide), targets.new_zeros(())
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None

@@ -45,6 +45,30 @@ def compose(spec: Spec, device: torch.device | str = "cpu") -> Topology:
     return model
 
 
+def outline(spec: Spec) -> Topology:
+    """Build, on the meta device, the model that a spec describes without the layers that repeat earlier ones.
+
+    Of equal layers two are kept (see `stand_ins`): the first may make what the others share. Raise as `compose` does.
+    """
+    check(spec)
+    with torch.device("meta"):
+        return _Outliner(spec).model()
+
+
+def stand_ins(layers: Sequence[LayerSpec]) -> list[int]:
+    """Return for each layer the one that an outline builds for it: itself, or the second of those equal to it."""
+    kinds: list[tuple[LayerSpec, list[int]]] = []
+    found = []
+    for index, layer in enumerate(layers):
+        equal = next((places for other, places in kinds if other is layer or other == layer), None)
+        if equal is None:
+            kinds.append((layer, equal := []))
+        if len(equal) < 2:
+            equal.append(index)
+        found.append(equal[-1])
+    return found
+
+
 def build_objective(spec: Spec, vocabulary: Vocabulary | None) -> Objective:
     """Build a spec's objective for data with these token ids.
 
@@ -101,9 +125,13 @@ class _Builder:
         embedding = self.at(f"{path}.embedding", part.build, site) if lender is None else _borrowed(lender)
         served = [layer.attention for layer in stack.layers if layer.position is None]
         positions = self.positions(f"{path}.position", stack.position, served, site)
-        blocks = [self.block(f"{path}.layers.{i}", layer, site) for i, layer in enumerate(stack.layers)]
+        blocks = [self.block(f"{path}.layers.{i}", stack.layers[i], site) for i in self.built(stack.layers)]
         norm = None if stack.norm is None else self.at(f"{path}.norm", stack.norm.build, site)
         return Stack(site, embedding, positions, blocks, norm)
+
+    def built(self, layers: Sequence[LayerSpec]) -> Sequence[int]:
+        """Return which layers of a stack are built: all."""
+        return range(len(layers))
 
     def block(self, path: str, layer: LayerSpec, site: Site) -> Block:
         """Build one block: its sublayers, a norm for each, and the positions of its own."""
@@ -164,6 +192,14 @@ class _Builder:
     def error(self, path: str, message: str) -> SpecError:
         """Return a located error."""
         return BrokenSpec([self.spec.problem(path, message)])
+
+
+class _Outliner(_Builder):
+    """Build the first two layers of each kind, so that neither time nor memory grows with depth."""
+
+    def built(self, layers: Sequence[LayerSpec]) -> Sequence[int]:
+        """Return which layers of a stack are built."""
+        return sorted(set(stand_ins(layers)))
 
 
 def _borrowed(lender: Any) -> Borrowed:

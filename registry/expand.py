@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import PluginError
-from .forms import Reading, record_of
+from .forms import Reading
 from .manager import Registry
 from .marks import BROKEN, Node, Value, nearest, node_of
 from .parts import NONE, PartForm, as_map
+from .records import record_of
 from .typed import Content, LayerSpec, StackSpec
 from .written import ONLY_HEAD, Group, HeadForm, Written, WrittenModel, WrittenStack, is_named, spec_form
 
@@ -151,20 +152,17 @@ def _layers(stack: Node, shapes: list[Shape], reading: Reading) -> Node:
 
 
 def _group(group: Node, layer: Node, reading: Reading) -> tuple[Shape, list[Node]]:
-    """Return the layers of one pass through a group; a broken group gives none."""
-    before = len(reading.problems)
+    """Return the layers of one pass through a group; what is wrong with it is noted, and the rest still read."""
     record_of(Group).bind(group, dataclasses.replace(reading, partial=True))
     repeat, pattern = group.items.get("repeat"), group.items.get("pattern")
-    times = repeat.value if repeat else 1
-    if type(times) is int and times < 1:
-        assert repeat is not None
+    times = repeat.value if repeat and type(repeat.value) is int else 1
+    assert isinstance(times, int)
+    if repeat and times < 1:
         reading.note(repeat.mark, f"must be at least 1, not {times}")
-    if pattern is not None and pattern.value == ():
-        reading.note(pattern.mark, "must hold at least one layer; leave it out to repeat `layer`")
-    if len(reading.problems) > before or type(times) is not int:
-        return Shape(1, 0, False), [node_of(BROKEN, group.mark)]
     if pattern is None or not isinstance(pattern.value, tuple):
         return Shape(times, 1, False), [layer]
+    if not pattern.value:
+        reading.note(pattern.mark, "must hold at least one layer; leave it out to repeat `layer`")
     form = record_of(LayerSpec)
     entries = {id(entry): form.merge(layer, entry, reading) for entry in pattern.value}
     return Shape(times, len(pattern.value), True), [entries[id(entry)] for entry in pattern.value]

@@ -1,20 +1,15 @@
-"""The forms that values in a spec can take, read from type annotations: each can merge, bind and describe itself."""
+"""The forms that values in a spec can take: each can bind, merge, dump and describe itself."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import re
-import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from ..core.component import KINDS, Part
-from ..errors import PluginError
 from .interpolate import is_reference
 from .manager import Registry
 from .marks import BROKEN, Mark, Node, Problem, nearest, node_of, shown
@@ -45,9 +40,10 @@ class Reading:
 
 
 class Form(ABC):
-    """Say what a value in a spec may be. `wanted` completes the sentence "should be ..."."""
+    """Say what a value in a spec may be. `wanted` completes "should be ..."; `deep`: merging reaches inside."""
 
     wanted: str
+    deep: ClassVar[bool] = False
 
     def bind(self, node: Node, reading: Reading) -> Any:
         """Return the typed value, or `BROKEN` once every problem in it is noted."""
@@ -88,7 +84,7 @@ class Schemas(typing.Protocol):
 
 
 def described(node: Node) -> str:
-    """Say what a node holds, with what to write where only its type is wrong."""
+    """Say what a node holds."""
     value = node.value
     if isinstance(value, dict | tuple):
         return "a map" if isinstance(value, dict) else f"a list of {len(value)}"
@@ -180,7 +176,7 @@ class OneOf(Form):
         return BROKEN
 
     def merge(self, base: Node, over: Node, reading: Reading) -> Node:
-        deep = [form for form in self.forms if isinstance(form, Record | MapOf | ListOf)]
+        deep = [form for form in self.forms if form.deep]
         return deep[0].merge(base, over, reading) if deep else over
 
     def dump(self, value: Any, registry: Registry) -> Any:
@@ -195,12 +191,12 @@ class OneOf(Form):
 class ListOf(Form):
     """A list of items of one form, or of as many as `size` says; an index map laid over it changes single items."""
 
+    deep = True
+
     def __init__(self, item: Form, size: int | None = None) -> None:
         self.item = item
         self.size = size
-        self.wanted = (
-            "a list of maps" if isinstance(item, Record) else "a list" if size is None else f"a list of {size}"
-        )
+        self.wanted = "a list of maps" if item.wanted == "a map" else "a list" if size is None else f"a list of {size}"
 
     def _bind(self, node: Node, reading: Reading) -> Any:
         if reading.partial and has_indices(node):
@@ -235,13 +231,14 @@ class ListOf(Form):
 
 def has_indices(node: Node) -> bool:
     """Say whether a node is a map of items by their index, which changes a list that it is laid over."""
-    return bool(node.items) and all(key.isdecimal() for key in node.items)
+    return bool(node.items) and all(key.isdecimal() and len(key) < 6 for key in node.items)
 
 
 class MapOf(Form):
     """A map from names to values of one form."""
 
     wanted = "a map"
+    deep = True
 
     def __init__(self, item: Form) -> None:
         self.item = item
@@ -262,79 +259,6 @@ class MapOf(Form):
         return {"type": "object", "additionalProperties": self.item.schema(schemas)}
 
 
-class Record(Form):
-    """A map with the fields of a dataclass."""
-
-    wanted = "a map"
-
-    def __init__(self, cls: type[Any]) -> None:
-        self.cls = cls
-        self.fields = {item.name: item for item in dataclasses.fields(cls) if item.init}
-        hints = _hints(cls)
-        self.forms = {name: form_of(hints[name], f"{cls.__qualname__}.{name}") for name in self.fields}
-
-    def _bind(self, node: Node, reading: Reading) -> Any:
-        if not isinstance(node.value, dict):
-            return self.refuse(node, reading)
-        return self.bind_fields(node, node.value, reading)
-
-    def bind_fields(self, node: Node, entries: Mapping[str, Node], reading: Reading) -> Any:
-        """Bind some entries of a map to the dataclass."""
-        values: dict[str, Any] = {}
-        for key, child in entries.items():
-            if key in self.forms:
-                values[key] = self.forms[key].bind(child, reading)
-            else:
-                values[key] = reading.note(node.place(key), f"unknown option '{key[:100]}'{nearest(key, self.forms)}")
-        if reading.partial:
-            return BROKEN
-        for name, item in self.fields.items():
-            if name not in values and item.default is item.default_factory is dataclasses.MISSING:
-                values[name] = reading.note(
-                    node.mark.below(name), f"is missing: it should be {self.forms[name].wanted}"
-                )
-        return BROKEN if any(value is BROKEN for value in values.values()) else self.make(node, values, reading)
-
-    def make(self, node: Node, values: dict[str, Any], reading: Reading) -> Any:
-        """Construct the dataclass; a `ValueError` may begin with `field: ` to say which option it is about."""
-        try:
-            return self.cls(**values)
-        except ValueError as error:
-            name, colon, message = str(error).partition(": ")
-            if colon and name in self.forms:
-                at = node.items[name].mark if name in node.items else node.mark.below(name)
-                return reading.note(at, message)
-            return reading.note(node.mark, str(error))
-        except Exception as error:
-            why = f"{self.cls.__qualname__} can't check its options: {type(error).__name__}: {error}"
-            raise PluginError(f"{node.mark}: {node.mark.path}: {why}") from error
-
-    def merge(self, base: Node, over: Node, reading: Reading) -> Node:
-        return merge_maps(base, over, reading, self.forms.get)
-
-    def dump(self, value: Any, registry: Registry) -> Any:
-        return {name: form.dump(getattr(value, name), registry) for name, form in self.forms.items()}
-
-    def schema(self, schemas: Schemas) -> dict[str, Any]:
-        reference = {"$ref": "#/$defs/reference"}
-        properties = {
-            name: {**self.about(name), "anyOf": [form.schema(schemas), reference]} for name, form in self.forms.items()
-        }
-        return {"type": "object", "properties": properties, "additionalProperties": False}
-
-    def about(self, name: str) -> dict[str, Any]:
-        """Return a field's description, from the docstrings' `name: text`, and its default where it is plain."""
-        default = self.fields[name].default
-        plain = {"default": default} if isinstance(default, bool | int | float | str) else {}
-        for cls in self.cls.__mro__:
-            text = " ".join((vars(cls).get("__doc__") or "").split())
-            label = r"`?\w+`?(?:, `?\w+`?)*: "
-            found = re.search(rf"(?<!\w)`?{name}`?(?:, `?\w+`?)*: (.+?)(?=[.;] {label}|\.?$)", text)
-            if found and not text.startswith(f"{cls.__name__}("):
-                return {"description": found[1], **plain}
-        return plain
-
-
 def merge_maps(base: Node, over: Node, reading: Reading, form_for: Callable[[str], Form | None]) -> Node:
     """Lay one map over another key by key; anything but two maps is replaced."""
     if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
@@ -346,50 +270,3 @@ def merge_maps(base: Node, over: Node, reading: Reading, form_for: Callable[[str
         form = form_for(key)
         merged[key] = form.merge(merged[key], child, reading) if form and key in merged else child
     return node_of(merged, over.mark, {**base.keys, **over.keys})
-
-
-@functools.cache
-def record_of(cls: type[Any]) -> Record:
-    """Return the form of a dataclass."""
-    return Record(cls)
-
-
-def form_of(annotation: Any, where: str) -> Form:
-    """Return the form that a type annotation asks for.
-
-    Raises:
-        PluginError: options can't be of this type; `where` names the option.
-    """
-    from .parts import PartForm, PartsForm  # parts are made of options: each needs the other
-
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        kinds = [item for item in args[1:] if isinstance(item, str) and item in KINDS]
-        inner = [args[0], *typing.get_args(args[0])]
-        if kinds and any(typing.get_origin(item) is tuple for item in inner):
-            return PartsForm(kinds[0], optional=type(None) in inner)
-        return PartForm(kinds[0], optional=type(None) in inner) if kinds and Part in inner else form_of(args[0], where)
-    if annotation in (bool, int, float, str):
-        return Scalar(annotation)
-    if annotation is type(None):
-        return Null()
-    if origin is typing.Literal:
-        return Choice(args)
-    if origin in (typing.Union, types.UnionType):
-        return OneOf(tuple(form_of(item, where) for item in args))
-    if origin is tuple and args[1:] == (...,):
-        return ListOf(form_of(args[0], where))
-    if origin is tuple and len(set(args)) == 1:
-        return ListOf(form_of(args[0], where), len(args))
-    if origin in (dict, Mapping) and args[0] is str:
-        return MapOf(form_of(args[1], where))
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return record_of(annotation)
-    raise PluginError(f"{where}: an option can't be of type {annotation}; a part is Annotated[Part, kind]")
-
-
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls, include_extras=True)
-    except Exception as error:
-        raise PluginError(f"the annotations of {cls.__qualname__} can't be read: {error}") from error

@@ -163,7 +163,7 @@ class _Interpolation:
     def find(self, target: str, mark: Mark) -> Node | None:
         node, path = self.root, ""
         for key in target.split("."):
-            child = dict(_children(node)).get(key)
+            child = _child(node, key)
             if child is None:
                 known = [name for name, _ in _children(node)]
                 place = f"'{path}'" if path else "the spec"
@@ -176,13 +176,12 @@ class _Interpolation:
         return self.rebuilt(node, path)
 
     def rebuilt(self, node: Node, path: str) -> Node:
-        if path in self.done:
-            return self.done[path]
-        if path not in self.under:
-            return node
-        children = [(key, self.rebuilt(child, join(path, key))) for key, child in _children(node)]
-        value = dict(children) if isinstance(node.value, dict) else tuple(child for _, child in children)
-        return node_of(value, node.mark, node.keys)
+        """Return a node with the references in it replaced, once all of them are done."""
+        if path not in self.done and path in self.under:
+            children = [(key, self.rebuilt(child, join(path, key))) for key, child in _children(node)]
+            value = dict(children) if isinstance(node.value, dict) else tuple(child for _, child in children)
+            self.done[path] = node_of(value, node.mark, node.keys)
+        return self.done.get(path, node)
 
     def fail(self, path: str, message: str) -> None:
         self.note(self.leaves[path].mark, message)
@@ -196,6 +195,12 @@ def _children(node: Node) -> list[tuple[str, Node]]:
     if isinstance(node.value, tuple):
         return [(str(index), child) for index, child in enumerate(node.value)]
     return list(node.items.items())
+
+
+def _child(node: Node, key: str) -> Node | None:
+    if isinstance(node.value, tuple):
+        return node.value[int(key)] if key.isdecimal() and len(key) < 6 and int(key) < len(node.value) else None
+    return node.items.get(key)
 
 
 def _size(node: Node, most: int) -> int:

@@ -138,6 +138,8 @@ class Registry:
             if key in components:
                 both = " and ".join(f"{one.__module__}.{one.__qualname__}" for one in (components[key], cls))
                 raise PluginError(f"{who} has two components of kind {cls.kind} named '{cls.name}': {both}")
+            if cls in self._names:
+                raise PluginError(f"{who} gives {cls.__qualname__}, which is already '{self._names[cls]}'")
             components[key] = cls
         for (_, name), cls in components.items():
             self._names[cls] = name if point.name == BUILT_IN else f"{point.name}/{name}"

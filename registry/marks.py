@@ -89,7 +89,9 @@ class Problem:
         return self.mark.path
 
     def __str__(self) -> str:
-        return f"{self.mark}: {self.path}: {self.message}" if self.path else f"{self.mark}: {self.message}"
+        line = f"{self.mark}: {self.path}: {self.message}" if self.path else f"{self.mark}: {self.message}"
+        # One line, and nothing in it that a terminal obeys, whatever the file holds.
+        return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 
 class BrokenSpec(SpecError):

@@ -6,16 +6,19 @@ from typing import Any
 
 from ..core.component import Part
 from ..errors import PluginError
-from .forms import Form, Reading, Schemas, merge_maps, record_of
+from .forms import Form, Reading, Schemas, merge_maps
 from .interpolate import is_reference
 from .manager import ComponentClass, Registry, UnknownName
 from .marks import BROKEN, Node, node_of, shown
+from .records import record_of
 
 NONE = "none"
 
 
 class PartForm(Form):
     """A component of one kind, chosen by name, with its options; `none` where `optional`."""
+
+    deep = True
 
     def __init__(self, kind: str, optional: bool = False) -> None:
         self.kind = kind
@@ -91,6 +94,8 @@ class PartForm(Form):
 
 class PartsForm(Form):
     """Components of one kind that act together: one, a list, or `none`; where `optional`, `null` is to inherit them."""
+
+    deep = True
 
     def __init__(self, kind: str, optional: bool = False) -> None:
         self.item = PartForm(kind)

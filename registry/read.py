@@ -32,11 +32,11 @@ _WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})")
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _DISPUTED = re.compile(r"0o[0-7]+|[-+]?0[0-9]+")
-_HUGE = re.compile(r"[-+]?[0-9]{20,}")
+_HUGE = re.compile(r"[-+]?[0-9]{19,}")
 _TRAP_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp")}
 
 
@@ -141,10 +141,22 @@ class _Copier(_Limits):
             return node_of(entries, mark)
         if isinstance(value, list | tuple):
             return node_of(tuple(self.copy(item, join(path, i), depth + 1) for i, item in enumerate(value)), mark)
-        if value is None or isinstance(value, bool | int | float | str):
-            return node_of(value, mark)
-        self.note(mark, f"a spec holds maps, lists, texts and numbers, not {type(value).__name__}")
-        return node_of(BROKEN, mark)
+        wrong = _wrong_scalar(value)
+        if wrong:
+            self.note(mark, wrong)
+            return node_of(BROKEN, mark)
+        assert value is None or isinstance(value, bool | int | float | str)
+        return node_of(value, mark)
+
+
+def _wrong_scalar(value: object) -> str | None:
+    """Say why a plain value could not be written in a spec."""
+    if isinstance(value, str) and Reader.NON_PRINTABLE.search(value):
+        return f"{shown(value)} has characters that can't stand in YAML"
+    if isinstance(value, int) and abs(value) >= 10**18:
+        return f"a number of {len(str(abs(value))) if abs(value) < 10**1000 else 'thousands of'} digits is too large"
+    known = value is None or isinstance(value, bool | int | float | str)
+    return None if known else f"a spec holds maps, lists, texts and numbers, not {type(value).__name__}"
 
 
 class _Composer(_Limits):

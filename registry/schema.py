@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from .forms import record_of
 from .manager import ComponentClass, Registry, default
+from .records import record_of
 from .written import spec_form
 
 

@@ -18,7 +18,8 @@ class TrainSettings:
     memory. `seed`: of weights, batches and dropout. `eval_every`, `checkpoint_every`, `log_every`: in steps, 0 for
     never. `keep_checkpoints`: how many of the newest stay. `early_stop`: evaluations without improvement that end the
     run, 0 for none. `init`: a run folder whose weights are the start. `freeze`: glob patterns of parameter names that
-    stay as they are. `threads`: CPU threads, null for PyTorch's choice. `device`: where to train.
+    stay as they are. `threads`: CPU threads, null for PyTorch's choice. `device`: where to train. `tensorboard`:
+    whether figures are written for TensorBoard too.
     """
 
     steps: int = 1000
@@ -45,6 +46,7 @@ class TrainSettings:
     freeze: tuple[str, ...] = ()
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep_checkpoints", "threads"):

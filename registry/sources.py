@@ -42,22 +42,23 @@ def locate(given: str, beside: Path, mark: Mark) -> Path:
 def documents(root: Node, folder: Path, problems: list[Problem]) -> list[Node]:
     """Return a document after all that it extends, the farthest first; `folder` is where its own paths begin."""
     chain = [checked(root, problems)]
-    seen: list[Path] = []
+    seen: list[str] = []
     while "extends" in chain[-1].items:
         parent = chain[-1].items["extends"]
         if parent.value is BROKEN:
             break
         name = parent.value if isinstance(parent.value, str) and not is_reference(parent) else ""
         is_path = "/" in name or os.sep in name
-        if not name or (is_path and not name.endswith(SUFFIXES)):
+        if not name.isprintable() or not name or (is_path and not name.endswith(SUFFIXES)):
             message = f"should be a bundled spec's name or a path that ends in .yaml, not {shown(parent.plain())}"
             raise BrokenSpec([*problems, Problem(parent.mark, message)])
         path = locate(name, folder, parent.mark)
-        if path.resolve() in seen:
+        real = os.path.realpath(path)
+        if real in seen:
             raise BrokenSpec([*problems, Problem(parent.mark, f"{shown(name)} extends itself, in a circle")])
         if len(seen) == MAX_EXTENDS:
             raise BrokenSpec([*problems, Problem(parent.mark, f"more than {MAX_EXTENDS} specs extend each other")])
-        seen.append(path.resolve())
+        seen.append(real)
         chain.append(checked(read_file(path, problems, parent.mark), problems))
         folder = path.parent
     return [_without_extends(node) for node in reversed(chain)]

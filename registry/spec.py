@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from .expand import expand, written_out
-from .forms import Reading, record_of
+from .forms import Reading
 from .interpolate import interpolate
 from .manager import Registry, default
 from .marks import BROKEN, BrokenSpec, Mark, Node, Problem
 from .read import read_plain, read_yaml, scalar, trap
+from .records import record_of
 from .sources import documents, locate, overrides, read_file
 from .typed import Content, LayerSpec, ModelSpec, StackSpec
 from .written import check_written, spec_form

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ..core.component import Part
-from .forms import Form, MapOf, Reading, Record, Schemas, merge_maps, record_of
+from .forms import Form, MapOf, Reading, Schemas, merge_maps
 from .manager import Registry
 from .marks import BROKEN, Node
 from .parts import PartForm
+from .records import Record, record_of
 from .settings import ExportSettings, TrainSettings
 from .typed import LayerSpec
 

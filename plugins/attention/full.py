@@ -40,7 +40,7 @@ class FullAttention(Mechanism):
             return self.reference(q, k, v, context, state)
         q, k, v, state = self._extend(q, k, v, context, state)
         plain = context.tokens.plain and (context.past is None or context.past.plain)
-        bias = context.score(context.tokens, context.keys, q, k)
+        bias = context.score(context.tokens, None, q, k)
         if plain and context.past is None:
             return softmax_attention(q, k, v, scale=self.scale, causal=context.causal, bias=bias), state
         if plain and q.shape[1] == 1:

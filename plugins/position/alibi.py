@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...core.linear import at_least_fp32
 from ...core.position import Position
+from ...core.state import accumulation_dtype
 from ...core.tokens import Tokens
 
 
@@ -28,7 +28,7 @@ class AlibiPosition(Position):
 
     def score(self, q_tokens: Tokens, k_tokens: Tokens, q: Tensor, k: Tensor) -> Tensor:
         """Return the penalties (B or 1, H, T, S): 0 at the token itself, negative on both sides."""
-        wide = at_least_fp32(q.new_empty(0)).dtype
+        wide = accumulation_dtype(q.dtype)
         distance = (q_tokens.pos.unsqueeze(2) - k_tokens.pos.unsqueeze(1)).abs().to(wide)
         slopes = torch.tensor(self.slopes(self.site.n_heads), dtype=wide, device=q.device) * self.config.scale
         penalty: Tensor = -distance.unsqueeze(1) * slopes[:, None, None]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...core.component import Site
-from ...core.linear import at_least_fp32
 from ...core.position import Position
+from ...core.state import accumulation_dtype
 from ...core.tokens import Tokens
 
 
@@ -49,22 +49,26 @@ class RopePosition(Position):
     def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return x (B, T, H, D) turned; computed in fp32 at least."""
         cos, sin = self._tables(x, tokens)
-        turning = at_least_fp32(x if self.width == x.shape[-1] else x[..., : self.width])
+        turning = x if self.width == x.shape[-1] else x[..., : self.width]
+        if turning.dtype != cos.dtype:
+            turning = turning.to(cos.dtype)
         if self.config.layout == "half":
             a, b = turning.chunk(2, dim=-1)
             turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
         else:
             a, b = turning.unflatten(-1, (-1, 2)).unbind(-1)
             turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
-        turned = turned.to(x.dtype)
+        if turned.dtype != x.dtype:
+            turned = turned.to(x.dtype)
         return turned if self.width == x.shape[-1] else torch.cat([turned, x[..., self.width :]], dim=-1)
 
     def _tables(self, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        wide = at_least_fp32(x.new_empty(0)).dtype
-        return tokens.once(("rope", self.config, self.width, wide), lambda: self._cos_sin(tokens, wide))
+        wide = accumulation_dtype(x.dtype)
+        return tokens.once((self, wide), lambda: self._cos_sin(tokens, wide))
 
     def _cos_sin(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines, each (B or 1, T, 1, width / 2)."""
         rank = torch.arange(0, self.width, 2, device=tokens.pos.device, dtype=dtype)
-        angle = tokens.pos.to(dtype).unsqueeze(-1) * torch.exp(rank * (-math.log(self.config.theta) / self.width))
-        return angle.cos().unsqueeze(2), angle.sin().unsqueeze(2)
+        speed = torch.exp(rank * (-math.log(self.config.theta) / self.width))
+        angle = tokens.pos[:, :, None, None].to(dtype) * speed
+        return angle.cos(), angle.sin()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...core.component import Site
-from ...core.linear import at_least_fp32
 from ...core.position import Position
+from ...core.state import accumulation_dtype
 from ...core.tokens import Tokens
 
 
@@ -39,7 +39,7 @@ class SinusoidalPosition(Position):
         return x + waves
 
     def _waves(self, x: Tensor, tokens: Tokens) -> Tensor:
-        wide = at_least_fp32(x.new_empty(0)).dtype
+        wide = accumulation_dtype(x.dtype)
         rank = torch.arange(0, self.site.d_model, 2, device=x.device, dtype=wide)
         angle = tokens.pos.to(wide).unsqueeze(-1) * torch.exp(rank * (-math.log(self.config.theta) / self.site.d_model))
         waves = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)
