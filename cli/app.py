@@ -68,7 +68,7 @@ def train(
     loaded = load_spec(spec, overrides or ())
     folder = out or Path("runs") / loaded.name
     with progress(notes()) as shown:
-        train_run(loaded, out=folder, progress=shown)
+        train_run(loaded, folder, report=shown)
     print(folder)
 
 
@@ -93,10 +93,10 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
 ) -> None:
-    """Write text that continues one or more prompts."""
+    """Write text that continues one or more prompts, with a run or with an exported folder."""
     from ..generation import Sampling
-    from ..training.text import generate_text
     from .render import writer
+    from .writing import write
 
     sampling = Sampling(
         max_new_tokens,
@@ -108,7 +108,7 @@ def generate(
         stop=tuple(stop or ()),
     )
     with writer(prompts) as on_text:
-        generate_text(run, prompts, sampling, on_text)
+        write(run, prompts, sampling, on_text)
 
 
 @app.command()
@@ -121,10 +121,8 @@ def export(
     The folder also gets a report on where the graph agrees with PyTorch.
     """
     from ..deploy import export as export_run
-    from .render import agreement
 
-    report = export_run(run, out)
-    print(agreement(report.rows))
+    print(export_run(run, out))
     print(out)
 
 

@@ -25,17 +25,6 @@ class Branch(Protocol):
     def children(self) -> Sequence[Branch]: ...
 
 
-class Agreement(Protocol):
-    """Stand for one comparison of an exported graph with PyTorch: the largest error found, and the largest allowed."""
-
-    @property
-    def case(self) -> str: ...
-    @property
-    def error(self) -> float: ...
-    @property
-    def allowed(self) -> float: ...
-
-
 def tree(branch: Branch, under: Tree | None = None) -> Tree:
     """Return a model's parts as a tree, one line each."""
     line = Text.assemble(branch.label, ("  " + branch.detail, "dim") if branch.detail else "")
@@ -43,12 +32,6 @@ def tree(branch: Branch, under: Tree | None = None) -> Tree:
     for child in branch.children:
         tree(child, here)
     return here
-
-
-def agreement(rows: Sequence[Agreement]) -> str:
-    """Return the lines that say where, and how closely, an exported graph agrees with PyTorch."""
-    width = max((len(row.case) for row in rows), default=0)
-    return "\n".join(f"{row.case:{width}}  error {row.error:.1e}, allowed {row.allowed:.1e}" for row in rows)
 
 
 def package(found: Installed) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,11 +73,6 @@ class Mixer(Attention, Sublayer, ABC):
         self.config = config
         self.site = site
 
-    @classmethod
-    def build(cls, config: Any, site: Site) -> Self:
-        """Build the mixer for one place in the model."""
-        return cls(config, site)
-
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
         """Return whose values reach whom: all that the model's own rule allows."""
         return visible(q, k, causal=self.site.causal)
@@ -104,11 +99,11 @@ class Mechanism(nn.Module, Attention, ABC):
         self.scale: float = config.head_dim**-0.5 if config.scale is None else config.scale
 
     @classmethod
-    def build(cls, config: Any, site: Site) -> Sublayer:
-        """Build the mechanism inside its shell, for one place in the model."""
+    def build(cls, config: Any, *where: Any) -> Sublayer:
+        """Build the mechanism inside its shell, for the site that `where` is."""
         from .heads import MultiHeadAttention  # the shell is built of contracts, this one among them
 
-        return MultiHeadAttention(cls, config, site)
+        return MultiHeadAttention(cls, config, *where)
 
     def declared(self) -> Declared:
         """Declare the state, as `Sublayer.declared` does."""

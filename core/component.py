@@ -21,6 +21,11 @@ class Component:
     name: ClassVar[str]
     Config: ClassVar[type[Any]]
 
+    @classmethod
+    def build(cls, config: Any, *where: Any) -> Any:
+        """Build the component for one place: `where` is what its kind's constructor takes besides its options."""
+        return cls(config, *where)  # type: ignore[call-arg]
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:

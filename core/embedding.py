@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -39,11 +39,6 @@ class Embedding(nn.Module, Component, ABC):
         super().__init__()
         self.config = config
         self.site = site
-
-    @classmethod
-    def build(cls, config: Any, site: Site) -> Self:
-        """Build the embedding for one stack."""
-        return cls(config, site)
 
     @abstractmethod
     def inputs(self) -> Mapping[str, Input]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,11 +26,6 @@ class FeedForward(Sublayer, ABC):
         super().__init__()
         self.config = config
         self.site = site
-
-    @classmethod
-    def build(cls, config: Any, site: Site) -> Self:
-        """Build the feedforward for one place in the model."""
-        return cls(config, site)
 
     @abstractmethod
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,11 +22,6 @@ class Head(nn.Module, Component, ABC):
         super().__init__()
         self.config = config
         self.site = site
-
-    @classmethod
-    def build(cls, config: Any, site: Site, embedding: Embedding) -> Self:
-        """Build the head for one stack."""
-        return cls(config, site, embedding)
 
     @abstractmethod
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -17,11 +17,6 @@ class Norm(nn.Module, Component, ABC):
     """
 
     kind: ClassVar[str] = "norm"
-
-    @classmethod
-    def build(cls, config: Any, site: Site) -> Self:
-        """Build the norm for one place in the model."""
-        return cls(config, site)
 
     @abstractmethod
     def __init__(self, config: Any, site: Site) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -65,11 +65,6 @@ class Objective(Component, ABC):
     def __init__(self, config: Any, vocabulary: Vocabulary | None) -> None:
         self.config = config
         self.vocabulary = vocabulary
-
-    @classmethod
-    def build(cls, config: Any, vocabulary: Vocabulary | None) -> Self:
-        """Build the objective for data with these token ids; None for data without text."""
-        return cls(config, vocabulary)
 
     @abstractmethod
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -29,11 +29,6 @@ class Position(nn.Module, Component, ABC):
         super().__init__()
         self.config = config
         self.site = site
-
-    @classmethod
-    def build(cls, config: Any, site: Site) -> Self:
-        """Build the position for one place in the model."""
-        return cls(config, site)
 
     def add(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return embeddings x (B, T, C) with their positions added."""

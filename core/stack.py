@@ -94,10 +94,7 @@ class Stack(nn.Module):
         for name, rule in self._declared.items():
             if rule.grows == "append":
                 tensors[name] = tensors[name].narrow(rule.dims.index(PAST), 0, length)
-        if self._appends:
-            tensors["seen"] = (tensors["pos"] >= 0).sum(1)
-        else:
-            tensors["seen"] = tensors["seen"].clamp(max=length)
+        tensors["seen"] = tensors["seen"] - (state.columns - length)  # none of these is padding
         return State(tensors, length, state.padded, state.cropper)
 
     def prime(self, state: State, memory: Tensor, mask: Tensor | None) -> State:
@@ -206,7 +203,7 @@ class Stack(nn.Module):
             pos = tokens.pos if tokens.valid is None else tokens.pos.masked_fill(~tokens.valid, -1)
             tensors["pos"] = torch.cat([state.tensors["pos"], pos.expand(state.seen.shape[0], -1)], dim=1)
         columns = state.columns + tokens.pos.shape[1]
-        return State(tensors, columns, state.padded or mask is not None, state.cropper)
+        return State(tensors, columns, state.padded if mask is None else columns, state.cropper)
 
     def _check(self, x: Tensor, mask: Tensor | None, doc: Tensor | None, state: State | None) -> Tensor | None:
         if is_exporting():

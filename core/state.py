@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -36,6 +37,11 @@ class Remembered:
         shape = [sizes[d] if isinstance(d, str) else d for d in self.dims]
         return torch.full(shape, self.fill, dtype=self.torch_dtype(dtype), device=device)
 
+    def nbytes(self, batch: int, length: int, model: torch.dtype = torch.float32) -> int:
+        """Return the size in bytes after `length` tokens, of a memory as long."""
+        sizes = [batch if d == BATCH else length if isinstance(d, str) else d for d in self.dims]
+        return math.prod(sizes) * self.torch_dtype(model).itemsize
+
     def torch_dtype(self, model: torch.dtype) -> torch.dtype:
         """Return the tensor's dtype in a model of dtype `model`."""
         if self.dtype == "int64":
@@ -60,13 +66,14 @@ class State:
     """Hold all that a model remembers after some tokens: a step takes one and returns the next.
 
     `tensors`: by name, `layers.0.attention.k`. Dimension 0 of each is the batch. `columns`: how many columns were fed,
-    padding included. `padded`: whether some of them were padding. `cropper`: how to go back to a shorter past, where
-    every layer declares that it can.
+    padding included. `padded`: how many were fed up to the last that may be padding; a state is cropped no further,
+    as real tokens were moved to the left among them. `cropper`: how to go back to a shorter past, where every layer
+    declares that it can.
     """
 
     tensors: dict[str, Tensor]
     columns: int = 0
-    padded: bool = False
+    padded: int = 0
     cropper: Callable[[State, int], State] | None = None
 
     @property
@@ -91,10 +98,16 @@ class State:
         """Return the state after the first `length` columns only.
 
         Raises:
-            InputError: a layer's state does not keep what it would take to go back.
+            InputError: a layer's state does not keep what it would take to go back, or columns from `length` on came
+                with a mask.
         """
         if self.cropper is None:
             raise InputError("this model's state can't be cropped: a layer forgets on the way; go back to a fork()")
         if not 0 <= length <= self.columns:
             raise InputError(f"can't crop a state of {self.columns} columns to {length}")
+        if length < self.padded:
+            raise InputError(
+                f"can't crop a state to {length} columns: {self.padded} came with a mask, and their padding is no longer "
+                "where it was; go back to a fork()"
+            )
         return self.cropper(self, length)

@@ -59,7 +59,7 @@ class Tokens:
 
 def join(past: Tokens, new: Tokens) -> Tokens:
     """Return the tokens of two stretches as one, the past first; `doc` is dropped (state and documents never meet)."""
-    batch = max(past.pos.shape[0], new.pos.shape[0])
+    batch = new.pos.shape[0] if past.pos.shape[0] == 1 else past.pos.shape[0]
     pos = torch.cat([past.pos.expand(batch, -1), new.pos.expand(batch, -1)], dim=1)
     if past.valid is None and new.valid is None:
         return Tokens(pos)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -79,11 +79,6 @@ class Topology(nn.Module, Component, ABC):
             self.add_module(name, stack)
         self.heads = nn.ModuleDict(heads)
         self.spec: Any = None  # what it was composed from; set by whoever composes
-
-    @classmethod
-    def build(cls, config: Any, stacks: Mapping[str, Stack], heads: Mapping[str, Head]) -> Self:
-        """Build the model of built stacks and heads."""
-        return cls(config, stacks, heads)
 
     @abstractmethod
     def forward(self, *, logits: bool = True, **inputs: Any) -> Output:

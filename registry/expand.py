@@ -87,15 +87,18 @@ def _stacks(model: Node, expanded: Expanded, reading: Reading) -> dict[str, Node
     if roles:
         unknown_keys(model, [*(item.name for item in dataclasses.fields(WrittenModel)), *several], reading)
     stacks: dict[str, Node] = {}
+    merged: list[Node] = []
     form = record_of(WrittenStack)
     for name in roles or [""]:
         written = own
         if name in several and name in model.items:
             form.bind(model.items[name], dataclasses.replace(reading, partial=True))
             written = form.merge(own, model.items[name], reading)
+        merged.append(written)
         stacks[name] = _stack(written, name, expanded, reading)
         if roles and roles[name].memory is None:
             _refuse_cross_attention(stacks[name], name, reading)
+    _note_unused(own, merged, "is taken by no stack: each has its own", reading)
     return stacks
 
 
@@ -147,7 +150,7 @@ def _layers(stack: Node, shapes: list[Shape], reading: Reading) -> Node:
             reading.note(group.mark, f"makes more than {MAX_LAYERS:,} layers")
             return node_of(BROKEN, groups.mark)
         layers += pattern * shape.repeat
-    _note_unused(layer, layers, reading)
+    _note_unused(layer, layers, "is taken by no layer: every pattern has its own", reading)
     return node_of(tuple(layers), groups.mark)
 
 
@@ -168,12 +171,12 @@ def _group(group: Node, layer: Node, reading: Reading) -> tuple[Shape, list[Node
     return Shape(times, len(pattern.value), True), [entries[id(entry)] for entry in pattern.value]
 
 
-def _note_unused(layer: Node, layers: Sequence[Node], reading: Reading) -> None:
-    """Note the options of `layer` that no layer takes, because every pattern has its own."""
-    used = {id(leaf) for one in dict.fromkeys(layers) for leaf in _leaves(one)}
-    for leaf in _leaves(layer):
+def _note_unused(shared: Node, merged: Sequence[Node], why: str, reading: Reading) -> None:
+    """Note what stands in a shared map and in none of those that it was merged into."""
+    used = {id(leaf) for one in dict.fromkeys(merged) for leaf in _leaves(one)}
+    for leaf in _leaves(shared):
         if id(leaf) not in used:
-            reading.drop(leaf, "is taken by no layer: every pattern has its own")
+            reading.drop(leaf, why)
 
 
 def _leaves(node: Node) -> list[Node]:

@@ -13,8 +13,8 @@ from omegaconf.grammar_parser import parse
 from .marks import BROKEN, Mark, Node, Problem, join, nearest, node_of, shown
 from .read import MAX_DEPTH, MAX_NODES
 
-MAX_REFERENCES = 1_000
-MAX_PATTERN = 4_000
+MAX_REFERENCES = 500  # values that hold references, and the characters of all of them: what parsing may cost
+MAX_PATTERNS = 20_000
 MAX_TEXT = 64_000
 
 
@@ -38,8 +38,6 @@ def interpolate(root: Node, problems: list[Problem]) -> Node:
 
 def parts_of(text: str) -> list[str]:
     """Split a text into plain texts and `Reference`s. Raise `ValueError` for whatever else `${` may begin."""
-    if len(text) > MAX_PATTERN:
-        raise ValueError(f"a text with references has at most {MAX_PATTERN:,} characters")
     if re.search(r"\$\{[^}]*\$\{", text):
         raise ValueError("a reference can't hold another one")
     if "\\${" in text:
@@ -89,10 +87,11 @@ class _Interpolation:
             self.note(self.root.mark, f"with all that it extends, the spec has more than {MAX_NODES:,} values")
         if not self.leaves:
             return self.root
-        if len(self.leaves) > MAX_REFERENCES:
-            raise_at = next(iter(self.leaves.values())).mark
-            self.note(raise_at, f"more than {MAX_REFERENCES:,} values with references")
-            self.done = dict.fromkeys(self.leaves, node_of(BROKEN, raise_at))
+        first = next(iter(self.leaves))
+        size = sum(len(str(leaf.value)) for leaf in self.leaves.values())
+        if len(self.leaves) > MAX_REFERENCES or size > MAX_PATTERNS:
+            self.fail(first, f"more than {MAX_REFERENCES:,} values or {MAX_PATTERNS:,} characters with references")
+            self.done = dict.fromkeys(self.leaves, self.done[first])
             return self.rebuilt(self.root, "")
         parts = self.parse_all()
         for path in self.ordered(parts):
@@ -117,8 +116,9 @@ class _Interpolation:
                 return list(TopologicalSorter(graph).static_order())
             except CycleError as error:
                 circle = error.args[1][1:]
+                around = " -> ".join([*circle, circle[0]])[:500]
                 for path in circle:
-                    self.fail(path, f"a circle of references: {' -> '.join([*circle, circle[0]])[:500]}")
+                    self.fail(path, f"a circle of references: {around}")
                     graph[path] = set()
 
     def needs(self, parts: list[str]) -> set[str]:
@@ -154,11 +154,11 @@ class _Interpolation:
         if not isinstance(node.value, dict | tuple):
             return node_of(node.value, leaf.mark)
         depth = leaf.mark.path.count(".") + 1
-        self.count += _size(node, MAX_NODES)
+        self.count += _size(node, MAX_NODES - self.count)
         if self.count > MAX_NODES or depth + node.height > MAX_DEPTH:
             self.note(leaf.mark, f"{shown(leaf.value)}: the spec grows over {MAX_NODES:,} values or {MAX_DEPTH} levels")
             return node_of(BROKEN, leaf.mark)
-        return node_of(node.value, leaf.mark, node.keys)
+        return Node(node.value, leaf.mark, node.keys, node.height)
 
     def find(self, target: str, mark: Mark) -> Node | None:
         node, path = self.root, ""
@@ -206,8 +206,8 @@ def _child(node: Node, key: str) -> Node | None:
 def _size(node: Node, most: int) -> int:
     """Count the values in a node, giving up above `most`."""
     count = 1
-    for _, child in _children(node):
-        count += _size(child, most)
+    for _, child in _children(node) if count <= most else ():
+        count += _size(child, most - count)
         if count > most:
             break
     return count

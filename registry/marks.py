@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 from ..errors import SpecError
 
 SHOWN_PROBLEMS = 50
+MOST_PROBLEMS = 500
+MOST_CHOICES = 100  # that a suggestion is looked for in: what it may cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,16 @@ class BrokenSpec(SpecError):
         super().__init__("\n".join(lines))
 
 
+class Problems(list[Problem]):
+    """Collect problems; there are only so many that it is worth to go on looking for."""
+
+    def append(self, problem: Problem) -> None:
+        """Add a problem. Raise `BrokenSpec` with all of them when there are too many."""
+        super().append(problem)
+        if len(self) >= MOST_PROBLEMS:
+            raise BrokenSpec(self)
+
+
 def _order(problem: Problem) -> tuple[bool, int, str, int, int]:
     """Order files by name and line, then what has no lines, overrides by number."""
     mark = problem.mark
@@ -124,7 +136,7 @@ def shown(value: object) -> str:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return the end of an error message: the choice that was probably meant, or else what is allowed."""
-    allowed = sorted(set(choices))
+    allowed = sorted(set(choices))[:MOST_CHOICES]
     close = difflib.get_close_matches(word[:100], allowed, n=1)
     if close:
         return f" (did you mean '{close[0]}'?)"

@@ -76,9 +76,9 @@ class PartForm(Form):
         except UnknownName:
             return over  # noted where it is bound
         kept = {key: child for key, child in old.items.items() if key in forms or before.value == after.value}
-        for key in old.items.keys() - kept.keys() - {"kind"}:
-            gone = old.items[key]
-            reading.drop(gone, f"went with {before.value}, which is now {after.value}")
+        for key, gone in old.items.items():
+            if key not in kept and key != "kind":
+                reading.drop(gone, f"went with {before.value}, which is now {after.value}")
         return merge_maps(node_of({"kind": before, **kept}, old.mark, old.keys), new, reading, forms.get)
 
     def dump(self, value: Any, registry: Registry) -> Any:

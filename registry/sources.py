@@ -25,7 +25,7 @@ def bundled() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
 
 
-def locate(given: str, beside: Path, mark: Mark) -> Path:
+def locate(given: str, beside: Path, mark: Mark, problems: list[Problem]) -> Path:
     """Return the file that a spec's name or path means; a relative path is relative to the folder `beside`.
 
     Raises:
@@ -35,7 +35,8 @@ def locate(given: str, beside: Path, mark: Mark) -> Path:
         return beside / given
     if given not in bundled():
         near = nearest(given, bundled())
-        raise BrokenSpec([Problem(mark, f"no bundled spec is named '{given[:100]}'{near}; a path ends in .yaml")])
+        message = f"no bundled spec is named '{given[:100]}'{near}; a path ends in .yaml"
+        raise BrokenSpec([*problems, Problem(mark, message)])
     return BUNDLED / f"{given}.yaml"
 
 
@@ -52,7 +53,7 @@ def documents(root: Node, folder: Path, problems: list[Problem]) -> list[Node]:
         if not name.isprintable() or not name or (is_path and not name.endswith(SUFFIXES)):
             message = f"should be a bundled spec's name or a path that ends in .yaml, not {shown(parent.plain())}"
             raise BrokenSpec([*problems, Problem(parent.mark, message)])
-        path = locate(name, folder, parent.mark)
+        path = locate(name, folder, parent.mark, problems)
         real = os.path.realpath(path)
         if real in seen:
             raise BrokenSpec([*problems, Problem(parent.mark, f"{shown(name)} extends itself, in a circle")])

@@ -15,7 +15,7 @@ from .expand import expand, written_out
 from .forms import Reading
 from .interpolate import interpolate
 from .manager import Registry, default
-from .marks import BROKEN, BrokenSpec, Mark, Node, Problem
+from .marks import BROKEN, BrokenSpec, Mark, Node, Problem, Problems
 from .read import read_plain, read_yaml, scalar, trap
 from .records import record_of
 from .sources import documents, locate, overrides, read_file
@@ -81,9 +81,8 @@ def load_spec(
         PluginError: a package that the spec names is installed but can't be used.
     """
     given = os.fspath(path_or_name)
-    is_path = not isinstance(path_or_name, str)
-    path = Path(given) if is_path else locate(given, Path(), Mark(given[:100]))
-    problems: list[Problem] = []
+    problems = Problems()
+    path = locate(given, Path(), Mark(given[:100]), problems) if isinstance(path_or_name, str) else Path(given)
     return _read(read_file(path, problems), path.stem, path.parent, overrides, problems, registry)
 
 
@@ -95,7 +94,7 @@ def parse_spec(
     registry: Registry | None = None,
 ) -> Spec:
     """Read a spec from YAML text or plain dicts; `folder` is where paths in `extends` begin. Raise as `load_spec`."""
-    problems: list[Problem] = []
+    problems = Problems()
     if isinstance(source, str):
         root = read_yaml(source, "<text>", problems)
     else:

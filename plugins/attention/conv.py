@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.attention import Declaration, Mixer
+from ...core.attention import Declaration, Mixer, is_exporting
 from ...core.component import Site
 from ...core.context import Context
 from ...core.linear import Linear
@@ -65,8 +65,8 @@ class ConvAttention(Mixer):
         return visible(q, k, causal=self.site.causal) & (back <= self.before) & (back >= -self.after)
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
-        """Mix with torch's convolution; rows of several documents, tap by tap."""
-        if context.tokens.doc is not None:
+        """Mix with torch's convolution; rows of several documents, and those without tokens, tap by tap."""
+        if context.tokens.doc is not None or (not is_exporting() and x.shape[1] == 0):
             return self.reference(x, context, state)
         values, gate, state = self._read(x, context, state)
         mixed = F.conv1d(values.transpose(1, 2), self.weight.unsqueeze(1), groups=self.site.d_model).transpose(1, 2)

@@ -194,8 +194,8 @@ def _carried_apart(k: Tensor, v: Tensor, doc: Tensor) -> tuple[Tensor, Tensor]:
     open_ = doc[:, :, -1:]
     sums = (k * (doc == open_)[:, :, None, :, None]).transpose(-1, -2) @ v
     same = torch.cat([torch.zeros_like(open_[:, :1]), (open_[:, 1:] == open_[:, :-1])], dim=1).to(sums.dtype)
-    carried, total = [], torch.zeros_like(sums[:, 0])
+    carried, total = [], sums.new_zeros(sums.shape[:1] + sums.shape[2:])
     for i in range(doc.shape[1]):
         carried.append(total)
         total = total * same[:, i, :, None, None] + sums[:, i]
-    return torch.stack(carried, dim=1), total
+    return torch.stack(carried, dim=1) if carried else sums, total

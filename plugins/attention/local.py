@@ -148,7 +148,7 @@ class LocalAttention(Mechanism):
         """Return the tokens of each block's queries and keys, (B * blocks, size); (blocks, size) where rows agree."""
         window, length = self.config.window, tokens.pos.shape[1]
         end, right = blocks * window - length, 0 if self.site.causal else window
-        rows = max(t.shape[0] for t in (tokens.pos, tokens.valid, tokens.doc) if t is not None)
+        rows = next(t for t in (tokens.valid, tokens.doc, tokens.pos) if t is not None).shape[0]
         tokens = tokens.map(lambda t: t.expand(rows, -1))
         first = tokens.pos[:, :1] if seen is not None else torch.zeros_like(tokens.pos[:, :1])
         before = first + torch.arange(-window, 0, device=first.device)

@@ -1,0 +1,24 @@
+"""Ship a model as ONNX with its state and a report on where it agrees with PyTorch, and run it without torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .export import export
+    from .parity import Report
+    from .runtime import Runtime, generate
+
+__all__ = ["Report", "Runtime", "export", "generate"]
+
+# Imported when first asked for: the runtime needs no torch, and whoever wants it alone should not pay for it.
+_HOMES = {"Report": "parity", "Runtime": "runtime", "export": "export", "generate": "runtime"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,128 @@
+"""Export a model: its graphs, what they are, and the proof that they agree with PyTorch, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort  # type: ignore[import-untyped]
+
+from ..core.stack import Stack
+from ..core.state import Remembered
+from ..core.topology import Topology
+from ..errors import ExportError
+from ..registry.settings import ExportSettings
+from .graph import state_facts, write_graph
+from .manifest import MANIFEST, GraphFacts, Manifest, sha256
+from .parity import Report, Row, compare
+from .source import TOKENIZER, Source, read_source
+
+
+def export(
+    model_or_run: Topology | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    settings: ExportSettings | None = None,
+) -> Report:
+    """Export a composed model, or the folder of a run, to the folder `out`, and return where it agrees with PyTorch.
+
+    The folder gets a `NAME.onnx` for each graph that the model declares (with `NAME.onnx.data` above 100 MB of
+    weights), `transom.json`, and the run's `tokenizer.json` where it has one. It is written beside its place and
+    renamed, so that it is whole or not there; an earlier export in its place is replaced. `settings` are the spec's
+    unless given.
+
+    Raises:
+        ExportError: `out` holds something else, a part can't be exported, or a graph disagrees with PyTorch.
+        CheckpointError: the run can't be read.
+    """
+    out = Path(out)
+    _check_place(out)
+    source = read_source(model_or_run)
+    settings = settings or (source.model.spec.export if source.model.spec else ExportSettings())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        folder.chmod(0o755)
+        report = _write(source, folder, settings)
+        _move(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
+    model, declared = source.model, source.model.graphs()
+    remembered: dict[str, Remembered] = {}
+    for graph in declared.values():
+        remembered |= {**graph.takes, **graph.gives}
+    state = state_facts(remembered)
+    graphs = {name: write_graph(model, name, graph, folder, settings.opset) for name, graph in declared.items()}
+    max_seq_len = min(stack.site.max_seq_len for stack in model.modules() if isinstance(stack, Stack))
+    report = compare(model, folder, graphs, state, max_seq_len)
+    if report.failed:
+        raise ExportError(f"the exported graph disagrees with PyTorch, and was not kept:\n{report}")
+    if source.tokenizer is not None:
+        shutil.copyfile(source.tokenizer[0], folder / TOKENIZER)
+    Manifest(
+        max_seq_len=max_seq_len,
+        vocab_size=source.vocab_size(_ids(graphs)),
+        opset=settings.opset,
+        precision=settings.precision,
+        graphs=graphs,
+        state=state,
+        special_ids=source.special_ids,
+        versions=_versions(),
+        parity=tuple(_plain(row) for row in report.rows),
+        spec=model.spec.resolved if model.spec else None,
+        files={path.name: sha256(path) for path in sorted(folder.iterdir())},
+    ).write(folder)
+    return report
+
+
+def _ids(graphs: dict[str, GraphFacts]) -> int | None:
+    """Return how many ids the last graph that reads tokens knows: the one that writes, where several read."""
+    read = [facts.high for graph in graphs.values() for n, facts in graph.inputs.items() if n.endswith("input_ids")]
+    return read[-1] if read else None
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    errors = {name: float(f"{error:.3g}") for name, error in row.errors.items()}
+    return {**asdict(row), "error": float(f"{row.error:.3g}"), "errors": errors}
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what wrote the folder, and of the runtime that checked it."""
+    libraries = {name: version(name) for name in ("transom", "torch", "onnx", "onnxscript")}
+    return {**libraries, "onnxruntime": ort.__version__}
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a place that holds anything but an earlier export."""
+    if out.is_dir() and not out.is_symlink():
+        if not any(out.iterdir()):
+            return
+        try:
+            known = {MANIFEST, *Manifest.read(out).files}
+        except ExportError:
+            raise ExportError(f"{out}: is a folder that no export made: choose another, or empty it") from None
+        others = sorted({path.name for path in out.iterdir()} - known)
+        if others:
+            raise ExportError(f"{out}: holds an export, but {', '.join(others)} too: move that away first")
+    elif out.exists() or out.is_symlink():
+        raise ExportError(f"{out}: is no folder: choose another place")
+
+
+def _move(folder: Path, out: Path) -> None:
+    """Put a whole folder in its place; what was there goes only then."""
+    if not out.exists():
+        folder.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    out.rename(old)  # a folder may replace an empty one
+    folder.rename(out)
+    shutil.rmtree(old)

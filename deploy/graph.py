@@ -1,0 +1,197 @@
+"""Turn one declared function of a model into an ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset18
+from torch import Tensor, nn
+
+from ..core.state import BATCH, MEMORY, PAST, Remembered
+from ..core.topology import Graph, Topology
+from ..errors import ExportError
+from .manifest import Dims, GraphFacts, StateFacts, TensorFacts
+
+IR_VERSION = 10  # torch and onnx write newer ones than runtimes read
+EXTERNAL = 100_000_000  # bytes of weights above which they stand in a file of their own, NAME.onnx.data
+TOTAL = "total"  # the length of a past after a step
+# Lengths of the example: distinct primes, so that none equals another, and so long that no number of chunks is 0 or
+# 1, which torch would take for a constant.
+SIZES = {BATCH: 3, "sequence": 263, PAST: 131, MEMORY: 197}
+DTYPES = {"int64": "int64", "float": "float32"}
+op: Any = opset18  # of typed tensors; the translator passes its own
+
+
+def write_graph(model: Topology, name: str, graph: Graph, folder: Path, opset: int) -> GraphFacts:
+    """Write `NAME.onnx`, weights included, and return what it takes and gives. The model is fp32, on CPU, in eval mode.
+
+    Raises:
+        ExportError: torch can't translate the model, or a dimension that is declared to vary came out fixed.
+    """
+    states = state_facts({**graph.takes, **graph.gives})
+    inputs = {n: TensorFacts(put.dims, DTYPES[put.dtype], put.high) for n, put in graph.inputs.items()}
+    takes = {states[n].input: TensorFacts(states[n].dims, states[n].dtype) for n in graph.takes}
+    outputs = {**graph.outputs, **{states[n].output: _grown(states[n]) for n in graph.gives}}
+    translated = _translate(_Function(model, graph), {**inputs, **takes}, list(outputs), name, opset)
+    _name_dims(translated.model.graph, name, {n: facts.dims for n, facts in {**inputs, **takes}.items()}, outputs)
+    _tidy(translated.model)
+    weight = sum(p.numel() * p.element_size() for p in model.parameters())
+    translated.save(folder / f"{name}.onnx", external_data=weight > EXTERNAL)
+    found = {value.name: value for value in translated.model.graph.outputs}
+    gives = {n: TensorFacts(_dims(found[n]), _dtype(found[n])) for n in graph.outputs}
+    return GraphFacts(f"{name}.onnx", inputs, gives, tuple(graph.takes), tuple(graph.gives))
+
+
+def state_facts(declared: Mapping[str, Remembered]) -> dict[str, StateFacts]:
+    """Return how a declared state appears in graphs: `past.NAME` goes in, `present.NAME` comes out."""
+    return {
+        name: StateFacts(
+            input=f"past.{name}",
+            output=f"present.{name}",
+            dims=rule.dims,
+            dtype=str(rule.torch_dtype(torch.float32)).removeprefix("torch."),
+            grows=rule.grows,
+            fill=rule.fill,
+        )
+        for name, rule in declared.items()
+    }
+
+
+class _Function(nn.Module):
+    """Be a graph's function over positional tensors: its inputs, then the state that it takes."""
+
+    def __init__(self, model: Topology, graph: Graph) -> None:
+        super().__init__()
+        self.model = model
+        self.graph = graph
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        graph, count = self.graph, len(self.graph.inputs)
+        outputs, state = graph.run(
+            dict(zip(graph.inputs, tensors[:count], strict=True)), dict(zip(graph.takes, tensors[count:], strict=True))
+        )
+        return (*(outputs[name] for name in graph.outputs), *(state[name] for name in graph.gives))
+
+
+def _translate(
+    function: _Function, inputs: Mapping[str, TensorFacts], outputs: Sequence[str], name: str, opset: int
+) -> torch.onnx.ONNXProgram:
+    sizes = {d: SIZES[d] for facts in inputs.values() for d in facts.dims if isinstance(d, str)}
+    symbols = {d: torch.export.Dim(d) for d in sizes}
+    example = tuple(
+        torch.zeros([sizes[d] if isinstance(d, str) else d for d in facts.dims], dtype=getattr(torch, facts.dtype))
+        for facts in inputs.values()
+    )
+    varying = tuple({i: symbols[d] for i, d in enumerate(t.dims) if isinstance(d, str)} for t in inputs.values())
+    try:
+        with _quiet(), torch.no_grad():
+            # Guards that hold for some lengths only (a padded length that differs from the length) must not fix them.
+            program = torch.export.export(
+                function,
+                example,
+                dynamic_shapes={"tensors": varying},
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            translated = torch.onnx.export(
+                program,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=outputs,
+                custom_translation_table={torch.ops.aten.remainder.Scalar: _remainder},
+                verbose=False,
+            )
+    except Exception as error:  # whatever a component, the tracer or the translator makes of it
+        raise ExportError(f"graph {name!r} can't be exported: {_root_of(error)}") from error
+    assert translated is not None
+    return translated
+
+
+def _remainder(self: ir.Value, other: float | ir.Value) -> Any:
+    """Translate `x % n` where n is a length too; torch's own translation takes numbers alone."""
+    divisor = op.CastLike(other, self)
+    if self.dtype is not None and self.dtype.is_integer():
+        return op.Mod(self, divisor)
+    return op.Sub(self, op.Mul(divisor, op.Floor(op.Div(self, divisor))))
+
+
+def _root_of(error: BaseException) -> str:
+    """Return the first line of what went wrong at the bottom, and of what it was met in."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    lines = [f"{type(e).__name__}: {str(e).strip().partition('See the stack')[0].strip()}" for e in chain[-2:]]
+    return " <- ".join(reversed(lines))
+
+
+def _name_dims(graph: ir.Graph, name: str, inputs: Mapping[str, Dims], outputs: Mapping[str, Dims]) -> None:
+    """Give dimensions their declared names, and check that none that should vary was fixed on the way."""
+    varying = {d for dims in inputs.values() for d in dims if isinstance(d, str)} | {TOTAL}
+    renamed: dict[str, str] = {}
+    for side, values, declared in (("input", graph.inputs, inputs), ("output", graph.outputs, outputs)):
+        for value in values:
+            dims = declared[str(value.name)]
+            for now, said in zip(_dims(value), dims, strict=True):
+                # An output's name that no input has is a width: it varies between models, not between calls.
+                if said in varying and isinstance(now, int):
+                    raise ExportError(
+                        f"graph {name!r}: {side} {value.name!r}: dimension {said!r} must vary, but the graph has it "
+                        f"fixed at {now}: some component makes a number of a length"
+                    )
+                if side == "input" and isinstance(now, str):
+                    renamed[now] = str(said)
+            if side == "output":
+                value.shape = ir.Shape([s if s in varying else n for n, s in zip(_dims(value), dims, strict=True)])
+    outputs_too = {id(value) for value in graph.outputs}
+    for value in (*graph.inputs, *(v for node in graph for v in node.outputs if id(v) not in outputs_too)):
+        if value.shape is not None:
+            value.shape = ir.Shape([re.sub(r"\w+", lambda m: renamed.get(m[0], m[0]), d) if isinstance(d, str) else d
+                                    for d in _dims(value)])  # fmt: skip
+
+
+def _dims(value: ir.Value) -> Dims:
+    assert value.shape is not None
+    return tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+
+
+def _dtype(value: ir.Value) -> str:
+    assert value.dtype is not None
+    return value.dtype.numpy().name
+
+
+def _grown(facts: StateFacts) -> Dims:
+    return tuple(TOTAL if d == PAST and facts.grows == "append" else d for d in facts.dims)
+
+
+def _tidy(model: ir.Model) -> None:
+    """Leave out what tells of the machine and of the code that it was made with."""
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from talking: of packages that are not there, and of its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(before)

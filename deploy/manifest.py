@@ -1,0 +1,129 @@
+"""What an exported folder says of itself: `transom.json`, and the check that its files are the ones that it names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExportError
+
+MANIFEST = "transom.json"
+FORMAT = 1
+Dims = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """Describe a tensor that a graph takes or gives: dimensions (names where they vary) and dtype as numpy names it.
+
+    `high`: values of an int64 input are below it; 0 where nothing is said.
+    """
+
+    dims: Dims
+    dtype: str
+    high: int = 0
+
+
+@dataclass(frozen=True)
+class StateFacts:
+    """Describe a tensor of the state: the names under which graphs take and give it, and what it is when empty.
+
+    `dims`: those that it comes in with; what is `past` then is `total` when it goes out. `grows`: `append`, `ring`,
+    `fixed` or `static`, as components declare it. `fill`: the value of an empty entry.
+    """
+
+    input: str
+    output: str
+    dims: Dims
+    dtype: str
+    grows: str
+    fill: float
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """Describe one graph: its file, its own inputs and outputs, and the state that it takes and gives, by name."""
+
+    file: str
+    inputs: Mapping[str, TensorFacts]
+    outputs: Mapping[str, TensorFacts]
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Hold what `transom.json` says.
+
+    `max_seq_len`: the most real tokens a row may have. `vocab_size`: the tokens that a tokenizer
+    gives, or else the ids that the model reads; None without text. `special_ids`: of the tokenizer, by `bos`, `eos`,
+    `pad`, `mask`. `versions`: of the libraries that wrote and checked the folder.
+    `parity`: the rows of the report. `spec`: the complete spec, None for a model that was built without one.
+    `files`: sha256 of every other file.
+    """
+
+    max_seq_len: int
+    vocab_size: int | None
+    opset: int
+    precision: str
+    graphs: Mapping[str, GraphFacts]
+    state: Mapping[str, StateFacts]
+    special_ids: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    parity: tuple[Mapping[str, Any], ...] = ()
+    spec: Mapping[str, Any] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write `transom.json`: after it, the folder is whole."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False, ensure_ascii=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read `transom.json`.
+
+        Raises:
+            ExportError: it is missing, broken, or of a format that this version does not know.
+        """
+        path = folder / MANIFEST
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ExportError(f"{path}: can't be read, so {folder} is no exported model: {error}") from None
+        if not isinstance(said, dict) or said.pop("format", None) != FORMAT:
+            raise ExportError(f"{path}: not of format {FORMAT}, the one that this version reads: export again")
+        try:
+            said["graphs"] = {name: _graph(facts) for name, facts in said["graphs"].items()}
+            said["state"] = {name: StateFacts(**facts) for name, facts in said["state"].items()}
+            return cls(**said)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ExportError(f"{path}: is broken ({error}): export again") from None
+
+    def check_files(self, folder: Path) -> None:
+        """Check that every file is there and unchanged.
+
+        Raises:
+            ExportError: with the first file that is not.
+        """
+        for name, digest in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise ExportError(f"{path}: is missing: copy the folder whole, or export again")
+            if sha256(path) != digest:
+                raise ExportError(f"{path}: is not the file that was exported (its sha256 differs): export again")
+
+
+def _graph(said: Mapping[str, Any]) -> GraphFacts:
+    inputs, outputs = ({n: TensorFacts(**t) for n, t in said[side].items()} for side in ("inputs", "outputs"))
+    return GraphFacts(said["file"], inputs, outputs, tuple(said["takes"]), tuple(said["gives"]))
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

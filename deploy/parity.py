@@ -1,0 +1,208 @@
+"""Run exported graphs against PyTorch and report how far they are apart, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..core.topology import Graph, Topology
+from .manifest import GraphFacts, StateFacts
+from .session import Session, empty_state, providers
+
+ALLOWED = {"fp32": 1e-4}
+"""The largest error, relative to a tensor's largest magnitude, by precision."""
+STEPS = 32
+RAGGED_STEPS = 5
+SHAPES = ((1, 5), (2, 19), (3, 83))
+"""Rows and tokens of the three shapes; the last grows until every ring wraps, within LONGEST."""
+LONGEST = 1024
+
+Arrays = dict[str, NDArray[Any]]
+Call = tuple[str, Arrays]
+"""A graph's name and its inputs."""
+Mask = Callable[[int, int, np.random.Generator], NDArray[np.bool_]]
+"""From rows and columns to what is real, (rows, columns)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold one comparison: a case, on one provider, in one precision.
+
+    `errors`: of each output and each tensor of the state, the largest error of all steps relative to the largest
+    magnitude; infinite where whole numbers differ or a number is not finite. `agreement`: the share of real tokens
+    whose largest logit is the same one; None where there are no logits. `allowed`: the largest error that passes.
+    """
+
+    case: str
+    provider: str
+    precision: str
+    allowed: float
+    errors: Mapping[str, float]
+    agreement: float | None
+
+    @property
+    def worst(self) -> str:
+        """Name the tensor with the largest error."""
+        return max(self.errors, key=lambda name: self.errors[name])
+
+    @property
+    def error(self) -> float:
+        """Return the largest error of all tensors."""
+        return self.errors[self.worst]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Say where an exported folder agrees with PyTorch."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """Return the rows whose error is above what is allowed."""
+        return tuple(row for row in self.rows if not row.error <= row.allowed)
+
+    def __str__(self) -> str:
+        width = max(len(row.case) for row in self.rows)
+        return "\n".join(
+            f"{row.case:{width}}  {row.precision}  {row.provider}  error {row.error:.1e} ({row.worst}), allowed "
+            f"{row.allowed:.0e}" + ("" if row.agreement is None else f", same token {row.agreement:.1%}")
+            for row in self.rows
+        )
+
+
+def compare(
+    model: Topology, folder: Path, graphs: Mapping[str, GraphFacts], state: Mapping[str, StateFacts], max_seq_len: int
+) -> Report:
+    """Run every case in PyTorch and on every provider of this machine. The model is fp32, on CPU, in eval mode."""
+    functions = model.graphs()
+    rows = []
+    for provider in providers():
+        sessions = {name: Session(folder, facts, state, provider) for name, facts in graphs.items()}
+        for case, batch, calls in _cases(graphs, state, max_seq_len):
+            tally = _Tally()
+            in_torch = {name: torch.from_numpy(value.numpy()) for name, value in empty_state(state, batch).items()}
+            in_runtime = empty_state(state, batch)
+            for name, inputs in calls:
+                wanted, kept = _in_torch(functions[name], inputs, in_torch)
+                in_torch |= kept
+                found, values = sessions[name].run(inputs, {n: in_runtime[n] for n in graphs[name].takes})
+                in_runtime |= values
+                tally.add(wanted, found, inputs)
+                tally.add({n: t.numpy() for n, t in kept.items()}, {n: v.numpy() for n, v in values.items()}, {})
+            rows.append(Row(case, provider, "fp32", ALLOWED["fp32"], tally.errors, tally.agreement))
+    return Report(tuple(rows))
+
+
+def _in_torch(graph: Graph, inputs: Arrays, state: dict[str, torch.Tensor]) -> tuple[Arrays, dict[str, torch.Tensor]]:
+    with torch.inference_mode():
+        given = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        outputs, after = graph.run(given, {name: state[name] for name in graph.takes})
+        return {name: outputs[name].numpy() for name in graph.outputs}, {name: after[name] for name in graph.gives}
+
+
+class _Tally:
+    """Gather the largest error of each tensor, and how often the largest logits agree."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, float] = {}
+        self._same = self._tokens = 0
+
+    @property
+    def agreement(self) -> float | None:
+        return self._same / self._tokens if self._tokens else None
+
+    def add(self, wanted: Arrays, found: Arrays, inputs: Arrays) -> None:
+        """Compare the tensors of one call; the masks among its inputs say which tokens of the logits are real."""
+        for name, want in wanted.items():
+            self.errors[name] = max(self.errors.get(name, 0.0), relative_error(found[name], want))
+            if name.startswith("logits"):
+                masks = (mask.astype(bool) for n, mask in inputs.items() if _is_mask(n) and mask.ndim == want.ndim - 1)
+                real = next(masks, np.ones(want.shape[:-1], dtype=bool))
+                same = want.argmax(-1) == found[name].argmax(-1)
+                self._same += int(same[real].sum())
+                self._tokens += int(real.sum())
+
+
+def relative_error(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Return the largest difference over the largest magnitude wanted; infinite where integers or shapes differ."""
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        return float("inf")
+    if wanted.size == 0 or np.array_equal(found, wanted):
+        return 0.0
+    apart = float(np.abs(found - wanted).max())
+    if wanted.dtype.kind != "f" or not np.isfinite(apart):
+        return float("inf")
+    return apart / (float(np.abs(wanted).max()) or 1.0)
+
+
+# -- what is run ------------------------------------------------------------------------------------------------------
+
+
+def _cases(
+    graphs: Mapping[str, GraphFacts], state: Mapping[str, StateFacts], max_seq_len: int
+) -> Iterator[tuple[str, int, list[Call]]]:
+    """Yield the title, the rows and the calls of each case: at every shape a prefill, decoding and padded rows."""
+    stepping = {name for name, facts in graphs.items() if facts.takes}
+    masked = any(_is_mask(n) for facts in graphs.values() for n in facts.inputs)
+    room = max(1, max_seq_len - min(STEPS, max_seq_len // 2))
+    ring = max((int(facts.dims[1]) for facts in state.values() if facts.grows == "ring"), default=0)
+    for batch, length in (*SHAPES[:-1], (SHAPES[-1][0], min(max(SHAPES[-1][1], ring + 3), LONGEST))):
+        length = min(length, room)
+        steps = min(STEPS, max_seq_len - length)
+        random = np.random.default_rng([batch, length])
+        whole: list[Call] = [(name, _inputs(facts, batch, length, random)) for name, facts in graphs.items()]
+        yield f"whole {batch}x{length}", batch, whole
+        if stepping and steps:
+            more = [(name, _inputs(graphs[name], batch, 1, random)) for _ in range(steps) for name in sorted(stepping)]
+            yield f"steps {batch}x{length}+{steps}", batch, whole + more
+        if masked:
+            calls = [(name, _inputs(facts, batch, length, random, _padding)) for name, facts in graphs.items()]
+            for step in range(min(RAGGED_STEPS, steps)):
+                ended = partial(_ended, step)
+                calls += [(name, _inputs(graphs[name], batch, 1, random, ended)) for name in sorted(stepping)]
+            yield f"padded {batch}x{length}", batch, calls
+
+
+def _is_mask(name: str) -> bool:
+    return name.endswith("attention_mask")
+
+
+def _inputs(
+    facts: GraphFacts, batch: int, length: int, random: np.random.Generator, mask: Mask | None = None
+) -> Arrays:
+    """Draw the inputs of one call; a memory is a little longer than the rest, so that the two can't be mixed up."""
+    sizes = {"batch": batch, "memory": length + 2}
+    inputs: Arrays = {}
+    for name, tensor in facts.inputs.items():
+        shape = [sizes.get(d, length) if isinstance(d, str) else d for d in tensor.dims]
+        if _is_mask(name):
+            real = np.ones(shape, dtype=bool) if mask is None else mask(shape[0], shape[1], random)
+            inputs[name] = real.astype(tensor.dtype)
+        elif tensor.dtype == "int64":
+            inputs[name] = random.integers(tensor.high, size=shape, dtype=np.int64)
+        else:
+            inputs[name] = random.standard_normal(shape, dtype=np.float32)
+    return inputs
+
+
+def _padding(batch: int, length: int, random: np.random.Generator) -> NDArray[np.bool_]:
+    """Return a mask of rows of unequal length, padded inside, on the left and on the right in turn."""
+    mask = np.zeros((batch, length), dtype=bool)
+    for row in range(batch):
+        real = max(1, length - 1 - row * length // 4)
+        inside = np.sort(random.permutation(length)[:real])
+        mask[row, (inside, slice(length - real, None), slice(real))[row % 3]] = True
+    return mask
+
+
+def _ended(step: int, batch: int, length: int, random: np.random.Generator) -> NDArray[np.bool_]:
+    """Return the mask of a step in which some rows have ended, others not."""
+    return np.repeat((np.arange(batch) + step) % 3 != 1, length).reshape(batch, length)

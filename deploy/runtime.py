@@ -1,0 +1,220 @@
+"""Run an exported folder with ONNX Runtime and numpy alone: logits, hidden states, and text token by token."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ExportError, InputError
+from ..generation import Generation, Sampling
+from ..generation import generate as write
+from .manifest import Manifest
+from .session import Session, Values, empty_state, providers
+
+Ids = NDArray[np.int64]
+Decode = Callable[[list[int]], str]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Hold what a model remembers of some rows: its state, and how many real tokens each row has had, (B,) int64."""
+
+    values: Values
+    seen: Ids
+
+
+class Runtime:
+    """Run the graphs of a folder that `export` wrote.
+
+    It is a `Stepper` where its model writes tokens and reads no source. `provider`: the ONNX Runtime execution provider
+    in use; the fastest one that runs here unless given.
+
+    Raises:
+        ExportError: a file is missing or altered, or the provider does not run here.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], provider: str | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.read(self.folder)
+        self.manifest.check_files(self.folder)
+        self.provider = _provider(provider)
+        graphs, state = self.manifest.graphs, self.manifest.state
+        self._sessions = {name: Session(self.folder, facts, state, self.provider) for name, facts in graphs.items()}
+        self._step = next((name for name, facts in graphs.items() if facts.takes), None)
+        self._source = next((name for name, facts in graphs.items() if self._step and not facts.takes), None)
+
+    @property
+    def reads_source(self) -> bool:
+        """Say whether the model writes about a source, which `read` encodes."""
+        return self._source is not None
+
+    @property
+    def max_seq_len(self) -> int:
+        """Say how many real tokens a row may hold."""
+        return self.manifest.max_seq_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Say how many token ids there are; 0 for a model that reads no text."""
+        return self.manifest.vocab_size or 0
+
+    # -- reading a whole input --------------------------------------------------------------------------------------
+
+    def encode(self, **inputs: NDArray[Any]) -> NDArray[Any]:
+        """Return the hidden states (B, T, C) of a model that sees its whole input at once, 0 at padding.
+
+        The inputs are those of `manifest.graphs`; an attention mask that is left out is all ones.
+        """
+        return self._whole("hidden", inputs)
+
+    def classify(self, **inputs: NDArray[Any]) -> NDArray[Any]:
+        """Return the logits of a model that sees its whole input at once: (B, classes), or (B, T, V) per token."""
+        return self._whole("logits", inputs)
+
+    def _whole(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        if self._step is not None:
+            raise InputError(f"{self.folder}: this model writes tokens step by step: use start and step, or generate")
+        # One graph, or several that each read their own inputs: the first that has what was asked for.
+        name = next((name for name, facts in self.manifest.graphs.items() if output in facts.outputs), None)
+        if name is None:
+            raise InputError(f"{self.folder}: no graph of this model gives {output}")
+        return self._sessions[name].run(self._with_mask(name, inputs), {})[0][output]
+
+    # -- writing token by token -------------------------------------------------------------------------------------
+
+    def start(self, batch: int) -> Held:
+        """Give the empty state of `batch` rows.
+
+        Raises:
+            InputError: the model writes nothing, or reads a source first.
+        """
+        if self._step is None:
+            raise InputError(f"{self.folder}: this model writes no tokens: use encode or classify")
+        if self._source is not None:
+            raise InputError(f"{self.folder}: this model reads a source first: use read(sources), which can start")
+        return Held(empty_state(self.manifest.state, batch), np.zeros(batch, dtype=np.int64))
+
+    def read(self, sources: Sequence[Sequence[int]]) -> Writer:
+        """Encode source texts, given as token ids, and return the stepper that writes about them, a row each.
+
+        Raises:
+            InputError: the model reads no source.
+        """
+        if self._source is None or self._step is None:
+            raise InputError(f"{self.folder}: this model reads no source: use start")
+        ids, mask = _padded(sources, self.max_seq_len)
+        given = {name: ids if name.endswith("input_ids") else mask for name in self._inputs(self._source)}
+        _, primed = self._sessions[self._source].run(given, {})
+        values = {**empty_state(self.manifest.state, len(sources)), **primed}
+        return Writer(self, Held(values, np.zeros(len(sources), dtype=np.int64)))
+
+    def step(self, input_ids: Ids, attention_mask: Ids | None, state: Held) -> tuple[NDArray[np.float32], Held]:
+        """Take in tokens (B, T) and give the logits (B, V) after each row's last real one, as `Stepper.step` says.
+
+        Raises:
+            InputError: ids that do not exist, or more real tokens than `max_seq_len`.
+        """
+        assert self._step is not None, "a state comes from start"
+        mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
+        seen = state.seen + mask.sum(axis=1)
+        if seen.size and seen.max() > self.max_seq_len:
+            raise InputError(f"{seen.max()} tokens in a row; this model takes at most max_seq_len = {self.max_seq_len}")
+        given = {name: input_ids if name.endswith("input_ids") else mask for name in self._inputs(self._step)}
+        session = self._sessions[self._step]
+        outputs, after = session.run(given, {name: state.values[name] for name in session.facts.takes})
+        # The last real column; of a row that has none, whose logits nobody reads, the last of all.
+        last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+        # What the logits hold beyond the tokenizer's tokens stands for nothing.
+        logits = outputs["logits"][np.arange(len(last)), last, : self.vocab_size]
+        return logits.astype(np.float32, copy=False), Held({**state.values, **after}, seen)
+
+    def _inputs(self, graph: str) -> list[str]:
+        return list(self.manifest.graphs[graph].inputs)
+
+    def _with_mask(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Add the masks that were left out: all ones, of the shape of the ids beside them."""
+        given = dict(inputs)
+        for name in self._inputs(graph):
+            ids = given.get(name.replace("attention_mask", "input_ids"))
+            if name not in given and ids is not None:
+                given[name] = np.ones_like(ids)
+        return given
+
+
+class Writer:
+    """Be the `Stepper` of a model that has read its sources."""
+
+    def __init__(self, runtime: Runtime, begun: Held) -> None:
+        self._runtime = runtime
+        self._begun = begun
+        self.max_seq_len = runtime.max_seq_len
+        self.vocab_size = runtime.vocab_size
+
+    def start(self, batch: int) -> Held:
+        """Give the state of the sources, before the first token; `batch` is the number of sources."""
+        if batch != len(self._begun.seen):
+            raise InputError(f"{len(self._begun.seen)} sources were read, so there are as many rows, not {batch}")
+        return self._begun
+
+    def step(self, input_ids: Ids, attention_mask: Ids | None, state: Held) -> tuple[NDArray[np.float32], Held]:
+        """Do as `Runtime.step` does."""
+        return self._runtime.step(input_ids, attention_mask, state)
+
+
+def generate(
+    folder: str | os.PathLike[str] | Runtime,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    decode: Decode | None = None,
+    on_token: Callable[[int, str], None] | None = None,
+) -> list[Generation]:
+    """Continue each prompt (token ids) with an exported model, or answer it where the model reads a source.
+
+    Tokens are those that PyTorch gives. Rows end at `sampling.eos_id`, or at the tokenizer's where that is None.
+    `decode` and `on_token` are `generation.generate`'s.
+
+    Raises:
+        ExportError: the folder is not whole.
+        InputError: prompts, sampling and model do not fit each other.
+    """
+    runtime = folder if isinstance(folder, Runtime) else Runtime(folder)
+    special = runtime.manifest.special_ids
+    if sampling.eos_id is None and "eos" in special:
+        sampling = replace(sampling, eos_id=special["eos"])
+    if not runtime.reads_source:
+        return write(runtime, prompts, sampling, decode, on_token)
+    if "bos" not in special:
+        raise InputError(f"{runtime.folder}: has no tokenizer, so the opening token is unknown: use read, and generate")
+    opening = [[special["bos"]]] * len(prompts)
+    return write(runtime.read(prompts), opening, sampling, decode, on_token)
+
+
+def _provider(wanted: str | None) -> str:
+    there = providers()
+    if wanted is None:
+        return there[0]
+    if wanted not in there:
+        near = get_close_matches(wanted, there, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ExportError(f"{wanted}: this machine runs {' and '.join(there)}{hint}")
+    return wanted
+
+
+def _padded(rows: Sequence[Sequence[int]], most: int) -> tuple[Ids, Ids]:
+    """Return ids and mask (B, T) of rows of ids, padded on the right."""
+    longest = max((len(row) for row in rows), default=0)
+    if longest > most:
+        raise InputError(f"a source has {longest} tokens; this model reads at most max_seq_len = {most}")
+    ids = np.zeros((len(rows), longest), dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+    return ids, mask

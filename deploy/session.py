@@ -1,0 +1,95 @@
+"""One exported graph in ONNX Runtime: named arrays and a state in, named arrays and the next state out."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from ..errors import ExportError, InputError
+from .manifest import GraphFacts, StateFacts
+
+Arrays = Mapping[str, NDArray[Any]]
+Values = dict[str, ort.OrtValue]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# Without this a GPU multiplies fp32 in 19 bits.
+_OPTIONS = {CUDA: {"use_tf32": "0"}}
+
+
+def providers() -> list[str]:
+    """Return the execution providers that can run here, the fastest first."""
+    return [CUDA, CPU] if CUDA in ort.get_available_providers() and _has_gpu() else [CPU]
+
+
+def _has_gpu() -> bool:
+    """Ask the driver: ONNX Runtime names a provider that it was built with, whether or not there is a device."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+class Session:
+    """Run one graph of an exported folder; `provider` is one of `providers()`."""
+
+    def __init__(self, folder: Path, facts: GraphFacts, state: Mapping[str, StateFacts], provider: str) -> None:
+        self.facts = facts
+        self._feeds = {name: state[name].input for name in facts.takes}
+        self._fetches = [*facts.outputs, *(state[name].output for name in facts.gives)]
+        if provider == CUDA:
+            ort.preload_dlls()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        path = folder / facts.file
+        try:
+            self._session = ort.InferenceSession(path, options, providers=[(provider, _OPTIONS.get(provider, {}))])
+        except Exception as error:  # the library has an exception class per status code, with no common parent
+            raise ExportError(f"{path}: ONNX Runtime {ort.__version__} can't load it: {error}") from None
+        if provider not in self._session.get_providers():
+            raise ExportError(f"{path}: {provider} does not start on this machine; there is {', '.join(providers())}")
+
+    def run(self, inputs: Arrays, state: Values) -> tuple[dict[str, NDArray[Any]], Values]:
+        """Return the graph's outputs and the state that it gives, for all its inputs and the state that it takes.
+
+        Raises:
+            InputError: an input is missing, unknown, or not of its declared shape, dtype or range.
+        """
+        self._check(inputs)
+        feeds = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        feeds |= {self._feeds[name]: state[name] for name in self._feeds}
+        values = self._session.run_with_ort_values(self._fetches, feeds)
+        count = len(self.facts.outputs)
+        outputs = {name: value.numpy() for name, value in zip(self.facts.outputs, values[:count], strict=True)}
+        return outputs, dict(zip(self.facts.gives, values[count:], strict=True))
+
+    def _check(self, inputs: Arrays) -> None:
+        if inputs.keys() != self.facts.inputs.keys():
+            raise InputError(f"this graph takes {', '.join(self.facts.inputs)}; it was given {', '.join(inputs)}")
+        for name, facts in self.facts.inputs.items():
+            array, dims = inputs[name], facts.dims
+            fits = array.ndim == len(dims) and all(
+                isinstance(dim, str) or dim == size for dim, size in zip(dims, array.shape, strict=True)
+            )
+            if not fits or array.dtype != facts.dtype:
+                shape = f"({', '.join(map(str, dims))})"
+                raise InputError(f"{name}: {array.dtype} of shape {array.shape}; it must be {facts.dtype} of {shape}")
+            if facts.high and array.size and not 0 <= array.min() <= array.max() < facts.high:
+                raise InputError(f"{name}: {array.min()} to {array.max()}; values go from 0 to {facts.high - 1}")
+
+
+def empty_state(state: Mapping[str, StateFacts], batch: int) -> Values:
+    """Return the state before the first token, for `batch` rows: a past, and a memory, of length 0."""
+
+    def empty(facts: StateFacts) -> ort.OrtValue:
+        shape = [dim if isinstance(dim, int) else batch if dim == "batch" else 0 for dim in facts.dims]
+        return ort.OrtValue.ortvalue_from_numpy(np.full(shape, facts.fill, dtype=facts.dtype))
+
+    return {name: empty(facts) for name, facts in state.items()}

@@ -1,0 +1,59 @@
+"""Writes the figures of a model as lines for people."""
+
+from __future__ import annotations
+
+from .estimate import Estimate
+from .spec import Spec
+
+GROWTH = {
+    "append": "grows with every token",
+    "ring": "a window of fixed size",
+    "fixed": "fixed in size",
+    "static": "grows with the source",
+}
+
+
+def amounts(spec: Spec, found: Estimate) -> list[str]:
+    """Return one line for each figure: its name, the amount, and what it is for."""
+    rows = [
+        ("parameters", f"{found.parameters:,}"),
+        ("weights", size(found.weights)),
+        ("forward pass", f"{scaled(found.forward)}FLOPs a token, in rows of {found.tokens:,}"),
+        ("state", state(spec, found)),
+    ]
+    if found.training is not None:
+        train, settings = found.training, spec.train
+        micro = f"{settings.accumulate} x " if settings.accumulate > 1 else ""
+        rest = "activations computed twice" if settings.checkpoint_activations else "activations"
+        held = f"{size(train.held)} weights, gradients and moments; the rest {rest}"
+        rows += [
+            ("training step", f"{scaled(train.flops)}FLOPs, {micro}{train.rows} rows of {found.tokens:,}"),
+            ("training memory", f"{size(train.peak)} at most, in {settings.precision} on a CPU: {held}"),
+        ]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:{width}}  {amount}" for name, amount in rows]
+
+
+def state(spec: Spec, found: Estimate) -> str:
+    """Return how large the state is, and how it grows."""
+    if not found.state:
+        return "none: it sees its whole input at once"
+    grows = ", ".join(GROWTH[how] for how in found.grows)
+    return f"{size(found.state)} a row after {spec.model.max_seq_len:,} tokens; {grows}"
+
+
+def size(count: float) -> str:
+    """Return bytes as a text: `24.8 MB`."""
+    return f"{scaled(count)}B"
+
+
+def scaled(count: float) -> str:
+    """Return a number of three digits and the prefix of its unit: `24.8 M`."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if count < 999.5:
+            break
+        count /= 1000
+    else:
+        prefix, count = "E", count
+    digits = 0 if count >= 99.95 or not prefix else 1 if count >= 9.995 else 2
+    return f"{count:.{digits}f} {prefix}"

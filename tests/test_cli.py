@@ -1,0 +1,254 @@
+"""The command line: its exit codes, its one-line errors, and what it does not import."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import transom.errors
+from transom.cli import main
+from transom.cli.output import console
+from transom.cli.progress import progress
+from transom.cli.render import agreement, tree, writer
+
+COMMANDS = ("show", "train", "eval", "generate", "export", "plugins", "schema")
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def ends_with(args: list[str]) -> object:
+    """Run a command in this process and return its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    return ended.value.code
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Return a function that makes `transom plugins` meet an error."""
+
+    def plant(error: BaseException) -> None:
+        def fail() -> Any:
+            raise error
+
+        monkeypatch.setattr("transom.registry.manager.installed", fail)
+
+    return plant
+
+
+def test_help_names_every_command_and_imports_no_heavy_library(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom transom.cli import main\ntry: main(['--help'])\nfinally:"
+        " print(sorted({'torch', 'numpy', 'onnx', 'datasets', 'omegaconf'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+    assert all(f" {name} " in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends_with([name, "--help"]) == 0
+    assert f"transom {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["shwo"], "show"),
+        (["show"], "SPEC"),
+        (["export", "run"], "--out"),
+        (["generate", "run"], "PROMPT"),
+        (["generate", "run", "once", "--top-k", "many"], "--top-k"),
+        (["plugins", "--lod"], "--load"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_what(args: list[str], says: str, command: Command) -> None:
+    done = command(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (transom.errors.SpecError("a.yaml:14:16: model.d_model: no\nb.yaml:1:1: empty"), 2),
+        (transom.errors.PluginError("no package [acme] :smile:"), 2),
+        (transom.errors.TrainingError("step 7: the loss is not a number"), 1),
+        (transom.errors.ExportError("x" * 300), 1),
+    ],
+)
+def test_our_errors_are_their_message_alone(
+    error: transom.errors.TransomError,
+    code: int,
+    failing: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing(error)
+    assert ends_with(["plugins"]) == code
+    assert capsys.readouterr() == ("", f"{error}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("size"), "transom: KeyError: 'size' (run again with --debug to see where)\n"),
+        (ValueError("one\ntwo"), "transom: ValueError: one (run again with --debug to see where)\n"),
+        (RecursionError(), "transom: RecursionError (run again with --debug to see where)\n"),
+        (PermissionError(13, "Permission denied"), "transom: PermissionError: [Errno 13] Permission denied (run again"),
+    ],
+)
+def test_an_unexpected_error_is_one_line(
+    error: Exception, line: str, failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(error)
+    assert ends_with(["plugins"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("error", "code"), [(transom.errors.DataError("broken"), 2), (OSError("broken"), 1)])
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(
+    error: Exception, code: int, failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(error)
+    assert ends_with(["--debug", "plugins"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert f"{type(error).__name__}: broken" in err
+
+
+def test_ctrl_c_is_one_line(failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]) -> None:
+    failing(KeyboardInterrupt())
+    assert ends_with(["plugins"]) == 130
+    assert capsys.readouterr() == ("", "transom: interrupted\n")
+
+
+@pytest.mark.parametrize("args", [["plugins"], ["--help"]])
+def test_a_reader_that_has_gone_is_no_error(args: list[str]) -> None:
+    code = "from transom.cli import main; main()"
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args], stdout=closed, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_plugins_lists_this_package_and_loads_it_apart(command: Command) -> None:
+    listed = command("plugins")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert f"transom  transom {transom.__version__}  transom.plugins\n" in listed.stdout
+    loaded = command("plugins", "--load")
+    assert (loaded.returncode, loaded.stderr) == (0, "")
+    assert "\n  attention full\n" in loaded.stdout
+
+
+def planted_package(folder: Path, body: str) -> str:
+    """Install package `acme` with this module text under a folder; return what PYTHONPATH must be."""
+    info = folder / "acme_parts-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-parts\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[transom]\nacme = acme_parts\n")
+    (folder / "acme_parts.py").write_text(body)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("import nowhere_at_all", "nowhere_at_all"),
+        ("import os; os._exit(3)", "exit code 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal 9"),
+        ("raise SystemExit(0)", "SystemExit"),
+    ],
+)
+def test_a_package_that_breaks_is_named_and_the_rest_is_listed(
+    body: str, says: str, command: Command, tmp_path: Path
+) -> None:
+    path = planted_package(tmp_path, body)
+    listed = command("plugins", PYTHONPATH=path)
+    assert listed.returncode == 0
+    assert "acme  acme-parts 1.2  acme_parts\n" in listed.stdout
+    loaded = command("plugins", "--load", PYTHONPATH=path)
+    assert loaded.returncode == 1
+    assert "acme" in loaded.stderr
+    assert says in loaded.stderr
+    assert "Traceback" not in loaded.stderr
+    assert "\n  attention full\n" in loaded.stdout
+
+
+def test_a_package_that_is_not_allowed_is_not_loaded(command: Command, tmp_path: Path) -> None:
+    path = planted_package(tmp_path, "raise RuntimeError")
+    loaded = command("plugins", "--load", PYTHONPATH=path, TRANSOM_PLUGINS="others")
+    assert (loaded.returncode, loaded.stderr) == (0, "")
+    assert "acme_parts  (TRANSOM_PLUGINS does not allow it)\n" in loaded.stdout
+
+
+def test_text_off_a_terminal_is_neither_wrapped_nor_interpreted() -> None:
+    stream = io.StringIO()
+    line = "runs/[bold]x[/bold]/:smile:/" + "deep/" * 60
+    console(stream).print(line)
+    assert stream.getvalue() == line + "\n"
+
+
+def test_progress_off_a_terminal_is_a_line_a_step() -> None:
+    stream = io.StringIO()
+    with progress(console(stream)) as show:
+        show(10, 30, {"loss": 3.14159, "lr": 0.005})
+        show(20, 30, {"loss": 2.5})
+    assert stream.getvalue() == "step 10/30  loss 3.142  lr 0.005\nstep 20/30  loss 2.5\n"
+
+
+def test_one_prompt_is_streamed_and_several_are_grouped(capsys: pytest.CaptureFixture[str]) -> None:
+    with writer(["once"]) as take:
+        take(0, "upon ")
+        assert capsys.readouterr().out == "upon "
+        take(0, "a time")
+    assert capsys.readouterr().out == "a time\n"
+    with writer(["a", "b"]) as take:
+        take(1, "2")
+        take(0, "1")
+        take(1, "3")
+    assert capsys.readouterr().out == "> a\n1\n\n> b\n23\n\n"
+
+
+@dataclass(frozen=True)
+class Part:
+    label: str
+    detail: str = ""
+    children: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    case: str
+    error: float
+    allowed: float
+
+
+def test_a_model_is_a_tree_of_unbroken_lines() -> None:
+    stream = io.StringIO()
+    long = Part("head", "lm [tied] " + "x" * 200)
+    console(stream).print(tree(Part("tiny", "12 parameters", (Part("layer 0", "", (Part("norm", "rms"),)), long))))
+    lines = [line.strip("│├└─ ") for line in stream.getvalue().splitlines()]
+    assert lines == ["tiny  12 parameters", "layer 0", "norm  rms", f"head  {long.detail}"]
+
+
+def test_agreement_is_a_line_a_case() -> None:
+    rows = [Row("prefill", 7.25e-07, 1e-4), Row("decode 12", 0.0, 1e-4)]
+    assert agreement(rows).splitlines() == [
+        "prefill    error 7.3e-07, allowed 1.0e-04",
+        "decode 12  error 0.0e+00, allowed 1.0e-04",
+    ]

@@ -1,0 +1,76 @@
+"""The JSON Schema: a schema, and of what `load_spec` takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from transom.core.component import KINDS
+from transom.registry import manager
+from transom.registry.schema import schema
+from transom.registry.sources import bundled
+from transom.registry.spec import load_spec
+
+SPEC = """
+extends: tiny_gpt
+model:
+  position: [rope, {kind: alibi}]
+  layer: {norm: rms, attention: {n_heads: 2}, feedforward: none, cross_attention: "${model.layer.attention}"}
+  layers: [{repeat: 2, pattern: [{attention: {kind: local, window: 5, qk_norm: rms}}, {}]}]
+  encoder: {norm: none, layers: [{repeat: 1}]}
+  head: {words: lm, topic: {kind: classifier, n_classes: 2}}
+objective: none
+train: {lr: 1, steps: "${model.d_model}", threads: null, freeze: [a], betas: [0.5, 0.5]}
+"""
+
+
+@pytest.fixture(scope="module")
+def checker() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(schema())
+
+
+def test_it_is_a_schema_and_names_everything(checker: jsonschema.Draft202012Validator) -> None:
+    jsonschema.Draft202012Validator.check_schema(checker.schema)
+    definitions: dict[str, Any] = checker.schema["$defs"]
+    assert definitions.keys() == {*KINDS, "reference"}
+    for kind in KINDS:
+        short, *options = definitions[kind]["anyOf"][:-2]
+        assert short["enum"] == manager.names(kind) == [item["properties"]["kind"]["const"] for item in options]
+        for item in options:
+            fields = {
+                field.name
+                for field in dataclasses.fields(manager.get(kind, item["properties"]["kind"]["const"]).Config)
+            }
+            assert item["properties"].keys() == fields | {"kind"}
+            assert item["description"]
+            assert all("description" in about for name, about in item["properties"].items()), item
+
+
+def test_what_is_right_passes(checker: jsonschema.Draft202012Validator) -> None:
+    checker.validate(yaml.safe_load(SPEC))
+    for name in bundled():
+        checker.validate(load_spec(name).resolved)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("train:", "trian:"),
+        ("n_heads: 2", "n_hads: 2"),
+        ("window: 5", "theta: 5"),
+        ("kind: local", "kind: locl"),
+        ("lr: 1", "lr: fast"),
+        ("betas: [0.5, 0.5]", "betas: [0.5]"),
+        ("objective: none", "objective: null"),
+        ("repeat: 2,", "times: 2,"),
+        ("encoder:", "encodr:"),
+        ("feedforward: none", "placement: prae"),
+    ],
+)
+def test_what_is_wrong_does_not(checker: jsonschema.Draft202012Validator, old: str, new: str) -> None:
+    assert SPEC.count(old) == 1
+    assert not checker.is_valid(yaml.safe_load(SPEC.replace(old, new)))

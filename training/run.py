@@ -1,0 +1,176 @@
+"""Run folders: what a training leaves behind, and how to take it up again."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..core.topology import Topology
+from ..data import Tokenizer, load_tokenizer
+from ..errors import CheckpointError
+from ..registry.compose import compose
+from ..registry.spec import Spec, dump_spec, load_spec
+from .checkpoint import MODEL, Checkpoints, read_weights
+from .disk import locked, put, sync, write_text
+
+SPEC, WEIGHTS, CHECKPOINTS, LOCK = "spec.yaml", f"model/{MODEL}", "checkpoints", ".lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Stand for the folder of a run; `spec`: what it was made from."""
+
+    folder: Path
+    spec: Spec
+
+    @property
+    def step(self) -> int:
+        """How far it has come, by its newest checkpoint; raise CheckpointError when that can't be read."""
+        return self._checkpoints.progress().step
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The figures of the last evaluation, as `evaluate` gives them; empty before it. Raise as `step` does."""
+        return self._checkpoints.progress().metrics
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None for data without text. Raise DataError when it can't be read."""
+        return load_tokenizer(self.folder) if (self.folder / "tokenizer.json").exists() else None
+
+    @property
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder / CHECKPOINTS, self.spec.train.keep_checkpoints)
+
+
+AnyRun = Run | str | os.PathLike[str]
+
+
+def read_run(run: AnyRun) -> Run:
+    """Read what a run folder was made from.
+
+    Raises:
+        CheckpointError: it is no run.
+        SpecError: its spec can't be read.
+    """
+    if isinstance(run, Run):
+        return run
+    folder = Path(run)
+    if not (folder / SPEC).is_file():
+        raise CheckpointError(f"{folder}: is no run: it has no {SPEC}{_near(folder)}")
+    return Run(folder, load_spec(folder / SPEC))
+
+
+def load(run: AnyRun) -> Topology:
+    """Return a run's model with its last good weights, on CPU in fp32, ready to be used (eval mode).
+
+    Raises:
+        CheckpointError: the folder is no run, has no weights yet, or they are damaged or of another model.
+    """
+    found = read_run(run)
+    model = compose(found.spec)
+    fill(model, weights_of(found), found.folder / WEIGHTS)
+    return model.eval()
+
+
+def weights_of(run: Run) -> dict[str, Tensor]:
+    """Read a run's last good weights; raise CheckpointError when there are none, or they are damaged."""
+    if not (run.folder / WEIGHTS).exists():
+        raise CheckpointError(f"{run.folder}: has no weights yet: its training stopped before the first checkpoint")
+    return read_weights(run.folder / WEIGHTS)
+
+
+def fill(model: Topology, weights: Mapping[str, Tensor], origin: Path) -> None:
+    """Put weights into a model; raise CheckpointError, with the names, where the two are not alike."""
+    own = model.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in weights]
+    wrong += [f"{name} is not in the model" for name in weights if name not in own]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)}, in the model {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(f"{origin}: are not the weights of this model: {'; '.join(wrong[:5])}{more}")
+    model.load_state_dict(dict(weights))
+
+
+def check_place(out: Path, spec: Spec) -> bool:
+    """Say whether a run folder of this very spec is there already; False where nothing is.
+
+    Raises:
+        CheckpointError: a run of another spec is there, with the difference line by line, or something else is.
+    """
+    if not (out / SPEC).is_file():
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise CheckpointError(f"{out}: is there already, and is no run: choose another folder, or remove it")
+        return False
+    before, now = (out / SPEC).read_text(encoding="utf-8"), dump_spec(spec)
+    if before != now:
+        lines = difflib.unified_diff(before.splitlines(), now.splitlines(), f"{out / SPEC}", "this spec", lineterm="")
+        raise CheckpointError(
+            f"{out}: holds a run of another spec; choose another folder, or undo the difference:\n" + "\n".join(lines)
+        )
+    if (out / WEIGHTS).exists() and not Checkpoints(out / CHECKPOINTS, 1).steps():
+        raise CheckpointError(
+            f"{out}: has weights but no checkpoint to go on from: name it as train.init of a run in another folder"
+        )
+    return True
+
+
+@contextmanager
+def workplace(out: Path, spec: Spec) -> Iterator[Path]:
+    """Hold a run's folder against other processes, and give where to work: in it, or beside it until `settle`.
+
+    What lies beside is removed when the block ends before it was settled.
+
+    Raises:
+        CheckpointError: as `check_place` does, or another process is at work there.
+    """
+    out = out.resolve()
+    if check_place(out, spec):
+        with locked(out / LOCK, str(out)):
+            yield out
+        return
+    beside = out.with_name(f".{out.name}.new")
+    beside.mkdir(parents=True, exist_ok=True)
+    with locked(beside / LOCK, str(out)):
+        if check_place(out, spec):
+            raise CheckpointError(f"{out}: another process has just begun to train there: wait for it, or stop it")
+        _empty(beside)
+        try:
+            yield beside
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def settle(beside: Path, out: Path, spec: Spec) -> None:
+    """Make what was prepared in `beside` the run folder `out`, in one step."""
+    if beside == out.resolve():
+        return
+    write_text(beside / SPEC, dump_spec(spec))
+    sync(beside)
+    put(beside, out.resolve())
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the lock, which a process that stopped has left."""
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _near(folder: Path) -> str:
+    """Name the run that a wrong path may mean."""
+    parent = folder.parent
+    runs = [path.parent.name for path in parent.glob(f"*/{SPEC}")] if parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, runs, n=1)
+    return f" (did you mean {parent / near[0]}?)" if near else ""

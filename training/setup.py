@@ -1,0 +1,116 @@
+"""All that is found out before a run folder is made: the device, first weights, and whether data and model fit."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from ..core.objective import Objective
+from ..core.stack import Stack
+from ..core.topology import Topology
+from ..data import Dataset, Tokenizer, prepare
+from ..registry.compose import build_data, build_objective
+from ..registry.marks import BrokenSpec, Problem
+from ..registry.spec import Spec
+from .events import Initialised
+from .precision import check_precision
+from .processes import World
+from .run import fill, read_run, weights_of
+
+
+def choose_device(spec: Spec) -> str:
+    """Return "cpu" or "cuda"; raise SpecError when a GPU is asked for and there is none."""
+    there = torch.cuda.is_available()
+    if spec.train.device == "cuda" and not there:
+        raise BrokenSpec([spec.problem("train.device", "PyTorch sees no CUDA device here: use cpu or auto")])
+    return "cpu" if spec.train.device == "cpu" or not there else "cuda"
+
+
+def check_settings(spec: Spec, world: World) -> None:
+    """Raise SpecError for settings that this machine, or this number of processes, can't follow."""
+    settings, problems = spec.train, list[Problem]()
+    build_objective(spec, None)
+    build_data(spec)
+    if settings.batch_size % world.size:
+        message = f"{settings.batch_size} rows can't be shared evenly by {world.size} processes"
+        problems.append(spec.problem("train.batch_size", message))
+    if why := check_precision(settings.precision, world.device):
+        problems.append(spec.problem("train.precision", why))
+    if settings.tensorboard and find_spec("tensorboard") is None:
+        message = "TensorBoard is not installed: pip install tensorboard, or leave it out"
+        problems.append(spec.problem("train.tensorboard", message))
+    if problems:
+        raise BrokenSpec(problems)
+
+
+def initialise_from(model: Topology, folder: str) -> tuple[Initialised, Tokenizer | None]:
+    """Put the weights of the run in `folder` into a model, and return what was done, with that run's tokenizer.
+
+    Heads that the run has not, or not of the same shape, keep their first weights; all else must be there.
+
+    Raises:
+        CheckpointError: it is no run, or other parts of the models differ.
+    """
+    run = read_run(folder)
+    weights, own = weights_of(run), model.state_dict()
+    taken = {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
+    fresh = []
+    for name, tensor in own.items():
+        if name.startswith("heads."):
+            same = name in weights and weights[name].shape == tensor.shape
+            taken[name] = weights[name] if same else tensor
+            fresh += [] if same else [name]
+    fill(model, taken, run.folder)
+    return Initialised(run.folder, tuple(fresh)), run.tokenizer
+
+
+def prepare_data(spec: Spec, folder: Path, tokenizer: Tokenizer | None = None) -> tuple[Dataset, Objective]:
+    """Prepare a spec's data in a run folder, and build the objective for its tokens; raise DataError as `prepare`."""
+    assert spec.objective is not None  # check_settings has seen to it
+    dataset = prepare(
+        build_data(spec), folder, lookahead=spec.objective.cls.lookahead, seed=spec.train.seed, tokenizer=tokenizer
+    )
+    return dataset, build_objective(spec, dataset.vocabulary)
+
+
+def check_fit(spec: Spec, model: Topology, objective: Objective, dataset: Dataset) -> None:
+    """Run one row through the model; raise SpecError where its sizes and the data's do not fit.
+
+    Raises:
+        SpecError: rows longer than the model takes, tokens that it has no vector for, targets that it has no logit for.
+        InputError: the model takes other inputs than the data gives.
+    """
+    problems = []
+    seq_len, most = dataset.data.config.seq_len, spec.model.max_seq_len
+    if seq_len is not None and seq_len > most:
+        problems.append(spec.problem("data.seq_len", f"{seq_len} is more than the model's max_seq_len: {most}"))
+    tokens = dataset.vocabulary.size if dataset.vocabulary else 0
+    for name in spec.model.stacks:
+        stack = getattr(model, name)
+        assert isinstance(stack, Stack)
+        size = stack.embedding.vocab_size
+        if size is not None and size < tokens:
+            message = f"vocab_size: {size} is less than the {tokens} tokens of the data's tokenizer"
+            problems.append(spec.problem(f"model.stacks.{name}.embedding", message))
+    if not problems:
+        problems += _check_targets(spec, model, objective, dataset, tokens)
+    if problems:
+        raise BrokenSpec(problems)
+
+
+def _check_targets(spec: Spec, model: Topology, objective: Objective, dataset: Dataset, tokens: int) -> list[Problem]:
+    batch = {name: torch.from_numpy(array) for name, array in dataset.batch(0, 1).items()}
+    prepared = objective.prepare(batch, torch.Generator().manual_seed(0))
+    training = model.training
+    with torch.no_grad():
+        hidden = model.eval()(**prepared.inputs, logits=False).hidden
+        width = model.head(hidden, prepared.mask).shape[-1]
+    model.train(training)
+    wanted = tokens if objective.per_token else len(dataset.report.classes)
+    if width >= wanted:
+        return []
+    what = "tokens" if objective.per_token else "classes"
+    name = next(iter(model.heads))
+    return [spec.problem(f"model.heads.{name}", f"scores {width} {what}, and the data has {wanted}")]

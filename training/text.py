@@ -1,0 +1,112 @@
+"""Text to tokens and back for a run's model, which takes its steps as the loop of generation asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..core.data import TextField
+from ..core.state import State
+from ..core.topology import Topology
+from ..data import Tokenizer
+from ..errors import CheckpointError, InputError
+from ..registry.compose import build_data
+from .run import AnyRun, load, read_run
+
+Ids = NDArray[np.int64]
+
+
+class Stepper:
+    """Give the logits of a model of one stack step by step, as `generation.Stepper` says."""
+
+    prefix = ""
+
+    def __init__(self, model: Topology, vocab_size: int) -> None:
+        """`vocab_size`: of the tokenizer; logits that the model has beyond it stand for nothing."""
+        self.model = model
+        self.max_seq_len: int = model.spec.model.max_seq_len
+        self.vocab_size = vocab_size
+
+    def start(self, batch: int) -> State:
+        """Return the empty state of `batch` rows."""
+        return self.model.empty_state(batch)
+
+    @torch.inference_mode()
+    def step(self, input_ids: Ids, attention_mask: Ids | None, state: Any) -> tuple[NDArray[np.float32], Any]:
+        """Return the logits (B, V) after each row's last real token of input_ids (B, T), and the next state.
+
+        attention_mask (B, T) has 0 at padding, which stands on the right.
+        """
+        inputs = {self.prefix + "input_ids": torch.from_numpy(input_ids)}
+        last = torch.full((len(input_ids),), input_ids.shape[1] - 1)
+        if attention_mask is not None:
+            mask = torch.from_numpy(attention_mask)
+            inputs[self.prefix + "attention_mask"] = mask
+            last = (mask.sum(1) - 1).clamp(min=0)
+        out = self.model(**inputs, state=state, logits=False)
+        logits = self.model.head(out.hidden[torch.arange(len(last)), last].unsqueeze(1))
+        return logits[:, 0, : self.vocab_size].float().numpy(), out.state
+
+
+class SourceStepper(Stepper):
+    """Give the logits of a model that writes with sources before its eyes, one for each row."""
+
+    prefix = "decoder_"
+
+    def __init__(self, model: Topology, vocab_size: int, sources: Sequence[Sequence[int]]) -> None:
+        super().__init__(model, vocab_size)
+        width = max(map(len, sources))
+        self.ids = torch.tensor([[*source, *[0] * (width - len(source))] for source in sources])
+        self.mask = torch.tensor([[1] * len(source) + [0] * (width - len(source)) for source in sources])
+
+    @torch.inference_mode()
+    def start(self, batch: int) -> State:
+        """Return the state after the sources were read."""
+        assert batch == len(self.ids)
+        started: State = self.model.start(input_ids=self.ids, attention_mask=self.mask)  # type: ignore[operator]
+        return started
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Hold what `generation.generate` needs to write for some prompts.
+
+    `prompts`: the tokens that each row begins with. `eos_id`: the token that ends a text.
+    """
+
+    stepper: Stepper
+    prompts: list[list[int]]
+    tokenizer: Tokenizer
+    eos_id: int
+
+
+def writing(run: AnyRun, prompts: Sequence[str]) -> Writing:
+    """Return how a run's model continues prompts; one that reads a source takes each prompt as such.
+
+    Raises:
+        CheckpointError: the folder is no run, has no weights, or its model does not write text.
+        InputError: a source is longer than the model reads.
+    """
+    found = read_run(run)
+    model, tokenizer = load(found), found.tokenizer
+    if not model.generates or tokenizer is None:
+        why = "its data is no text" if model.generates else f"topology '{model.name}' gives no next tokens"
+        raise CheckpointError(f"{found.folder}: can't write text: {why}")
+    vocabulary = tokenizer.vocabulary
+    rows = tokenizer.encode_batch(prompts)
+    if len(model.stacks) == 1:
+        field = next(field for field in build_data(found.spec).fields.values() if isinstance(field, TextField))
+        begun = [[vocabulary.bos, *row] if field.opened else row for row in rows]
+        return Writing(Stepper(model, vocabulary.size), begun, tokenizer, vocabulary.eos)
+    sources = [[*row, vocabulary.eos] for row in rows]
+    most = found.spec.model.max_seq_len
+    for number, source in enumerate(sources):
+        if len(source) > most:
+            raise InputError(f"prompt {number} has {len(source)} tokens, but the model reads {most} (max_seq_len)")
+    stepper = SourceStepper(model, vocabulary.size, sources or [[vocabulary.eos]])
+    return Writing(stepper, [[vocabulary.bos] for _ in rows], tokenizer, vocabulary.eos)

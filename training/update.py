@@ -1,0 +1,105 @@
+"""One optimizer step: gradients of all its micro batches, checked and clipped, and the update."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from ..core.initialise import seed_of
+from ..core.objective import Prepared
+from ..errors import TrainingError
+from .batches import Batches
+from .optimizer import adamw
+from .precision import Precision
+from .schedule import learning_rate
+from .step import Step, moved
+
+
+class Updater:
+    """Take optimizer steps; what step `n` does follows from the weights, the optimizer's state and `n` alone."""
+
+    def __init__(self, step: Step, batches: Batches, precision: Precision) -> None:
+        self.settings = batches.settings
+        self.batches = batches
+        self.world = batches.world
+        self.precision = precision
+        self.learned = [parameter for parameter in step.parameters() if parameter.requires_grad]
+        self.optimizer = adamw(step, self.settings)
+        self._shared = DistributedDataParallel(step) if self.world.size > 1 else None
+        runner: nn.Module = step if self._shared is None else self._shared
+        self._runner: Any = torch.compile(runner) if self.settings.compile else runner
+        self._ahead: tuple[int, list[Prepared]] = (0, [])
+
+    def update(self, step: int) -> dict[str, float]:
+        """Take step `step`, from 1, and return its `loss`, `lr`, `grad_norm` and number of `targets`.
+
+        The loss is the mean over the targets of all micro batches of all processes, before the update. fp16 leaves the
+        weights as they are, and `grad_norm` out, where the gradients overflowed.
+
+        Raises:
+            TrainingError: the loss or the gradients are not finite; nothing has been updated.
+        """
+        number, parts = self._ahead
+        if number != step:
+            parts = self.batches.of_step(step)
+        targets = self.world.add_up(torch.tensor(float(sum(p.count for p in parts)), device=self.world.device))
+        mean = self._backward(step, parts, 1.0 / targets.clamp(min=1))
+        if step < self.settings.steps:
+            # While a GPU still works on this step; its results are only asked for below, all at once.
+            self._ahead = step + 1, self.batches.of_step(step + 1)
+        self.precision.scaler.unscale_(self.optimizer)
+        norm = get_total_norm([p.grad for p in self.learned if p.grad is not None])
+        loss_now, norm_now, targets_now = torch.stack([mean, norm, targets]).tolist()
+        lr = learning_rate(self.settings, step)
+        figures = {"loss": loss_now, "lr": lr, "grad_norm": norm_now, "targets": targets_now}
+        self._check_finite(step, loss_now, norm_now)
+        if not math.isfinite(norm_now):
+            del figures["grad_norm"]
+        elif 0 < self.settings.grad_clip < norm_now:
+            clip_grads_with_norm_(self.learned, self.settings.grad_clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.precision.update(self.optimizer)
+        self.optimizer.zero_grad()
+        return figures
+
+    def _backward(self, step: int, parts: list[Prepared], scale: Tensor) -> Tensor:
+        """Leave the gradients of the step's mean loss in the parameters, and return that loss."""
+        mean = torch.zeros((), device=self.world.device)
+        for micro, part in enumerate(parts):
+            there = moved(part, self.world.device)
+            # What is drawn in a pass, by dropout, follows from the step: going on exactly needs no generator's state.
+            torch.manual_seed(seed_of(self.settings.seed, f"pass:{step}:{micro}:{self.world.rank}"))
+            with self._apart(last=micro == len(parts) - 1):
+                with self.precision.autocast():
+                    total, _ = self._runner(there.inputs, there.targets, there.mask)
+                loss = total * scale
+                # Processes give the mean of their gradients; the step's is their sum.
+                self.precision.backward(loss * self.world.size)
+            mean += loss.detach()
+        return self.world.add_up(mean)
+
+    def _apart(self, last: bool) -> AbstractContextManager[None]:
+        """Return the context in which processes exchange gradients only in a step's last backward pass."""
+        return nullcontext() if self._shared is None or last else self._shared.no_sync()
+
+    def _check_finite(self, step: int, loss: float, norm: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {step}: the loss is {loss}: training stops, and the last checkpoint and weights stay; lower "
+                "train.lr, lengthen train.warmup or look at the data"
+            )
+        if math.isfinite(norm):
+            return
+        if not self.precision.scales:
+            raise TrainingError(
+                f"step {step}: the norm of the gradients is {norm}: training stops, and the last checkpoint and "
+                "weights stay; lower train.lr or lengthen train.warmup"
+            )
+        self.precision.check_scale(step)
