@@ -31,9 +31,7 @@ def write(folder: Path, prompts: Sequence[str], sampling: Sampling, on_text: OnT
     )
 
 
-def _with_runtime(
-    folder: Path, prompts: Sequence[str], sampling: Sampling, on_text: OnText | None
-) -> list[Generation]:
+def _with_runtime(folder: Path, prompts: Sequence[str], sampling: Sampling, on_text: OnText | None) -> list[Generation]:
     from ..data import load_tokenizer
     from ..deploy import Runtime
     from ..deploy import generate as generate_exported

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Declaration, Mixer
+from .attention import Declaration, Mixer, is_exporting
 from .component import Site
 from .context import Context
 from .linear import Linear
@@ -92,7 +92,7 @@ class Recurrent(Mixer, ABC):
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Run torch's kernel where no row is padded or holds several documents, else step by step."""
-        if torch.onnx.is_in_onnx_export():
+        if is_exporting():
             y, carry = self._as_operator(x, context, state)
         elif context.tokens.plain and x.shape[1] > 0 and x.shape[0] > 0:
             weights = [self.weights[f"{way}_{part}"] for way in self.directions for part in _PARTS]

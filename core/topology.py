@@ -110,15 +110,21 @@ class Topology(nn.Module, Component, ABC):
         logits = {name: head(hidden, mask) for name, head in self.heads.items()}
         return next(iter(logits.values())) if len(logits) == 1 else logits
 
-    def take(self, stack: Stack, given: Mapping[str, Tensor | None], prefix: str = "") -> Tensors:
-        """Pick the inputs that a stack's embedding declares out of keyword inputs, whose names begin with `prefix`.
+    def take(self, given: Mapping[str, Tensor | None], **prefixes: str) -> dict[str, Tensors]:
+        """Deal keyword inputs out to the embeddings of stacks: stack's name -> inputs by their declared names.
+
+        `prefixes`: the stacks that read, and what their inputs' names begin with in `given`.
 
         Raises:
-            InputError: one is missing, or one is given that no part of the model takes.
+            InputError: one is missing, or one is given that no stack reads.
         """
-        wanted = [prefix + name for name in stack.embedding.inputs()]
-        missing = [name for name in wanted if given.get(name) is None]
-        if missing:
-            got = ", ".join(sorted(n for n, t in given.items() if t is not None)) or "nothing"
-            raise InputError(f"this model takes {', '.join(wanted)}; it was given {got}")
-        return {name.removeprefix(prefix): given[name] for name in wanted}  # type: ignore[misc]
+        there = {name: tensor for name, tensor in given.items() if tensor is not None}
+        wanted = {
+            stack: {prefix + name: name for name in getattr(self, stack).embedding.inputs()}
+            for stack, prefix in prefixes.items()
+        }
+        names = [name for inputs in wanted.values() for name in inputs]
+        if sorted(names) != sorted(there):
+            got = ", ".join(sorted(there)) or "nothing"
+            raise InputError(f"this call takes the inputs {', '.join(names)}; it was given {got}")
+        return {stack: {own: there[name] for name, own in inputs.items()} for stack, inputs in wanted.items()}

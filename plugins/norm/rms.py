@@ -33,7 +33,8 @@ class RmsNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (..., C) with torch's kernel, which sums in fp32."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # Under autocast x is narrower than the weight, and the kernel takes one dtype only.
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
     def reference(self, x: Tensor) -> Tensor:
         """Compute the same from its definition."""

@@ -12,6 +12,7 @@ from ...core.embedding import Input
 from ...core.stack import Stack
 from ...core.state import Declared, State
 from ...core.topology import Graph, Output, StackRole, Tensors, Topology
+from ...errors import InputError
 
 
 class EncoderDecoderTopology(Topology):
@@ -44,13 +45,21 @@ class EncoderDecoderTopology(Topology):
         """Return hidden states and logits of each token of `decoder_input_ids` (B, T) given the source `input_ids`.
 
         With a `state` made by `start`, the source is part of it and is not given again.
+
+        Raises:
+            InputError: inputs that are missing, unknown, or part of the state already.
         """
         weights: list[Tensor] | None = [] if attentions else None
         memory = None
         if state is None:
-            memory, _ = self.encoder(self.take(self.encoder, inputs), attention_mask=attention_mask, weights=weights)
+            given = self.take(inputs, encoder="", decoder="decoder_")
+            memory, _ = self.encoder(given["encoder"], attention_mask=attention_mask, weights=weights)
+        else:
+            given = self.take(inputs, decoder="decoder_")
+            if attention_mask is not None:
+                raise InputError("attention_mask together with a state: the state holds the source and its mask")
         hidden, after = self.decoder(
-            self.take(self.decoder, inputs, "decoder_"),
+            given["decoder"],
             attention_mask=decoder_attention_mask,
             state=state,
             memory=memory,
@@ -62,7 +71,7 @@ class EncoderDecoderTopology(Topology):
 
     def start(self, *, attention_mask: Tensor | None = None, **inputs: Tensor) -> State:
         """Encode a source and return the state before the first token that is written."""
-        memory, _ = self.encoder(self.take(self.encoder, inputs), attention_mask=attention_mask)
+        memory, _ = self.encoder(self.take(inputs, encoder="")["encoder"], attention_mask=attention_mask)
         return self.decoder.prime(self.empty_state(memory.shape[0]), memory, attention_mask)
 
     def declared(self) -> Declared:
