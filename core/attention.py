@@ -60,6 +60,10 @@ class Attention(Component, ABC):
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
         """Return whose values reach whom, (B or 1, T, S) bool: the declared receptive field of one layer."""
 
+    def growth(self) -> tuple[float, float]:
+        """Return the exponents of time and memory against length, as declared; options may raise them."""
+        return self.declares.time, self.declares.memory
+
     def path(self, tokens: int) -> str:
         """Name the path that `forward` takes for `tokens` plain tokens without a state, as `show` prints it."""
         return "reference"

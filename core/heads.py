@@ -92,6 +92,10 @@ class MultiHeadAttention(Sublayer):
         """Return the mechanism's receptive field."""
         return self.mechanism.visible(q, k)
 
+    def growth(self) -> tuple[float, float]:
+        """Return the mechanism's exponents of time and memory."""
+        return self.mechanism.growth()
+
     def prime(self, context: Context) -> Memories:
         """Return what the mechanism keeps of `context.memory`, for all steps to come."""
         if not self.site.cross:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 def initialise(model: nn.Module, seed: int) -> None:
@@ -27,6 +30,21 @@ def materialise(model: nn.Module, device: torch.device | str, seed: int) -> None
     model.to_empty(device="cpu")
     initialise(model, seed)
     model.to(device)
+
+
+class Undrawn(TorchFunctionMode):
+    """Leave out random first values: where nothing is allocated, to ask for them only makes torch load its compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DRAWING:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+_DRAWING = {nn.init.normal_, nn.init.uniform_, torch.Tensor.normal_, torch.Tensor.uniform_}
 
 
 def seed_of(seed: int, name: str) -> int:

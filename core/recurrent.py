@@ -160,7 +160,12 @@ class Recurrent(Mixer, ABC):
         y, *carry = torch.onnx.ops.symbolic_multi_out(
             self.onnx_op, inputs, attrs | self.onnx_attrs(), dtypes=[x.dtype] * len(shapes), shapes=shapes
         )
-        return y.permute(2, 0, 1, 3).flatten(2), [c[0] for c in carry]
+        after = [c[0] for c in carry]
+        if count is not None:
+            # ONNX Runtime gives 0, not what came in, for a row without tokens.
+            idle = (count == 0).unsqueeze(1)
+            after = [torch.where(idle, old[0], new) for old, new in zip(self._carried(x, state), after, strict=True)]
+        return y.permute(2, 0, 1, 3).flatten(2), after
 
     def onnx_attrs(self) -> dict[str, Any]:
         """Return further attributes of the ONNX operator."""

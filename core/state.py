@@ -107,7 +107,7 @@ class State:
             raise InputError(f"can't crop a state of {self.columns} columns to {length}")
         if length < self.padded:
             raise InputError(
-                f"can't crop a state to {length} columns: {self.padded} came with a mask, and their padding is no longer "
-                "where it was; go back to a fork()"
+                f"can't crop a state to {length} columns: {self.padded} came with a mask, and their padding is no "
+                "longer where it was; go back to a fork()"
             )
         return self.cropper(self, length)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -109,6 +109,21 @@ class Topology(nn.Module, Component, ABC):
         """Return the logits of every head: a tensor for one, a map by name for several."""
         logits = {name: head(hidden, mask) for name, head in self.heads.items()}
         return next(iter(logits.values())) if len(logits) == 1 else logits
+
+    def logits_by_name(self, logits: Any) -> Tensors:
+        """Return what `read_heads` gave by the names that graphs use: `logits` for the first head, `logits.NAME`."""
+        values = [logits] if isinstance(logits, Tensor) else list(logits.values())
+        return dict(zip(self._logits_names(), values, strict=True))
+
+    def logits_dims(self, columns: str) -> dict[str, tuple[str | int, ...]]:
+        """Return the dimensions of all heads' logits by the same names, `columns` being that of the tokens."""
+        return {
+            name: ("batch", columns, "vocab") if cast(Head, head).per_token else ("batch", "classes")
+            for name, head in zip(self._logits_names(), self.heads.values(), strict=True)
+        }
+
+    def _logits_names(self) -> list[str]:
+        return [f"logits.{name}" if place else "logits" for place, name in enumerate(self.heads)]
 
     def take(self, given: Mapping[str, Tensor | None], **prefixes: str) -> dict[str, Tensors]:
         """Deal keyword inputs out to the embeddings of stacks: stack's name -> inputs by their declared names.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+END, PAD, MASK = "<|end|>", "<|pad|>", "<|mask|>"
+"""How a tokenizer spells its special tokens; the end of a text is also what opens one."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:

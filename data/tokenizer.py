@@ -10,11 +10,9 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ..core.vocabulary import Vocabulary
+from ..core.vocabulary import END, MASK, PAD, Vocabulary
 from ..errors import DataError
 from .files import write_whole
-
-END, PAD, MASK = "<|end|>", "<|pad|>", "<|mask|>"
 
 
 class Tokenizer:

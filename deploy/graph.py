@@ -41,7 +41,8 @@ def write_graph(model: Topology, name: str, graph: Graph, folder: Path, opset: i
     takes = {states[n].input: TensorFacts(states[n].dims, states[n].dtype) for n in graph.takes}
     outputs = {**graph.outputs, **{states[n].output: _grown(states[n]) for n in graph.gives}}
     translated = _translate(_Function(model, graph), {**inputs, **takes}, list(outputs), name, opset)
-    _name_dims(translated.model.graph, name, {n: facts.dims for n, facts in {**inputs, **takes}.items()}, outputs)
+    dims = {n: facts.dims for n, facts in {**inputs, **takes}.items()}
+    _name_dims(translated.model.graph, name, {**dims, **outputs})
     _tidy(translated.model)
     weight = sum(p.numel() * p.element_size() for p in model.parameters())
     translated.save(folder / f"{name}.onnx", external_data=weight > EXTERNAL)
@@ -110,7 +111,7 @@ def _translate(
                 verbose=False,
             )
     except Exception as error:  # whatever a component, the tracer or the translator makes of it
-        raise ExportError(f"graph {name!r} can't be exported: {_root_of(error)}") from error
+        raise ExportError(f"graph {name!r} can't be exported: {_why(error)}") from error
     assert translated is not None
     return translated
 
@@ -123,38 +124,41 @@ def _remainder(self: ir.Value, other: float | ir.Value) -> Any:
     return op.Sub(self, op.Mul(divisor, op.Floor(op.Div(self, divisor))))
 
 
-def _root_of(error: BaseException) -> str:
-    """Return the first line of what went wrong at the bottom, and of what it was met in."""
+def _why(error: BaseException) -> str:
+    """Return what went wrong at the bottom, and what it was met in, without torch's advice to its own developers."""
+    fixed = re.search(r"Constraints violated \((.+?)\)", str(error))
+    if fixed:
+        return f"dimension {fixed[1]} must take any length, but some part of the model fits some lengths only"
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
-    lines = [f"{type(e).__name__}: {str(e).strip().partition('See the stack')[0].strip()}" for e in chain[-2:]]
-    return " <- ".join(reversed(lines))
+    return ", in ".join(f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]:.300}" for e in chain[:-3:-1])
 
 
-def _name_dims(graph: ir.Graph, name: str, inputs: Mapping[str, Dims], outputs: Mapping[str, Dims]) -> None:
+def _name_dims(graph: ir.Graph, name: str, declared: Mapping[str, Dims]) -> None:
     """Give dimensions their declared names, and check that none that should vary was fixed on the way."""
-    varying = {d for dims in inputs.values() for d in dims if isinstance(d, str)} | {TOTAL}
-    renamed: dict[str, str] = {}
-    for side, values, declared in (("input", graph.inputs, inputs), ("output", graph.outputs, outputs)):
-        for value in values:
-            dims = declared[str(value.name)]
-            for now, said in zip(_dims(value), dims, strict=True):
-                # An output's name that no input has is a width: it varies between models, not between calls.
-                if said in varying and isinstance(now, int):
-                    raise ExportError(
-                        f"graph {name!r}: {side} {value.name!r}: dimension {said!r} must vary, but the graph has it "
-                        f"fixed at {now}: some component makes a number of a length"
-                    )
-                if side == "input" and isinstance(now, str):
-                    renamed[now] = str(said)
-            if side == "output":
-                value.shape = ir.Shape([s if s in varying else n for n, s in zip(_dims(value), dims, strict=True)])
-    outputs_too = {id(value) for value in graph.outputs}
-    for value in (*graph.inputs, *(v for node in graph for v in node.outputs if id(v) not in outputs_too)):
+    # A name that no input has is a width (vocab): it varies between models, not between calls.
+    varying = {d for value in graph.inputs for d in declared[str(value.name)] if isinstance(d, str)} | {TOTAL}
+    names: dict[str, str] = {}
+    for value in (*graph.inputs, *graph.outputs):
+        for now, said in zip(_dims(value), declared[str(value.name)], strict=True):
+            if said not in varying:
+                continue
+            if isinstance(now, int):
+                raise ExportError(
+                    f"graph {name!r}: {value.name}: dimension {said} must vary, but came out as {now}: some part of "
+                    "the model makes a number of it"
+                )
+            names.setdefault(now, str(said))
+
+    def renamed(dim: str | int) -> str | int:
+        if isinstance(dim, int) or dim in names:
+            return dim if isinstance(dim, int) else names[dim]
+        return re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim)
+
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
         if value.shape is not None:
-            value.shape = ir.Shape([re.sub(r"\w+", lambda m: renamed.get(m[0], m[0]), d) if isinstance(d, str) else d
-                                    for d in _dims(value)])  # fmt: skip
+            value.shape = ir.Shape([renamed(dim) for dim in _dims(value)])
 
 
 def _dims(value: ir.Value) -> Dims:

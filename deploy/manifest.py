@@ -7,13 +7,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ExportError
 
 MANIFEST = "transom.json"
 FORMAT = 1
 Dims = tuple[str | int, ...]
+Facts = TypeVar("Facts", "TensorFacts", "StateFacts")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Manifest:
             raise ExportError(f"{path}: not of format {FORMAT}, the one that this version reads: export again")
         try:
             said["graphs"] = {name: _graph(facts) for name, facts in said["graphs"].items()}
-            said["state"] = {name: StateFacts(**facts) for name, facts in said["state"].items()}
+            said["state"] = {name: _tensor(StateFacts, facts) for name, facts in said["state"].items()}
             return cls(**said)
         except (KeyError, TypeError, AttributeError) as error:
             raise ExportError(f"{path}: is broken ({error}): export again") from None
@@ -118,9 +119,18 @@ class Manifest:
                 raise ExportError(f"{path}: is not the file that was exported (its sha256 differs): export again")
 
 
+def is_mask(name: str) -> bool:
+    """Say whether an input of this name marks real tokens."""
+    return name.endswith("attention_mask")
+
+
 def _graph(said: Mapping[str, Any]) -> GraphFacts:
-    inputs, outputs = ({n: TensorFacts(**t) for n, t in said[side].items()} for side in ("inputs", "outputs"))
+    inputs, outputs = ({n: _tensor(TensorFacts, t) for n, t in said[side].items()} for side in ("inputs", "outputs"))
     return GraphFacts(said["file"], inputs, outputs, tuple(said["takes"]), tuple(said["gives"]))
+
+
+def _tensor(facts: type[Facts], said: Mapping[str, Any]) -> Facts:
+    return facts(**{**said, "dims": tuple(said["dims"])})
 
 
 def sha256(path: Path) -> str:

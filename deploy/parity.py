@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..core.topology import Graph, Topology
-from .manifest import GraphFacts, StateFacts
+from .manifest import GraphFacts, StateFacts, is_mask
 from .session import Session, empty_state, providers
 
 ALLOWED = {"fp32": 1e-4}
@@ -88,8 +88,9 @@ def compare(
         sessions = {name: Session(folder, facts, state, provider) for name, facts in graphs.items()}
         for case, batch, calls in _cases(graphs, state, max_seq_len):
             tally = _Tally()
-            in_torch = {name: torch.from_numpy(value.numpy()) for name, value in empty_state(state, batch).items()}
             in_runtime = empty_state(state, batch)
+            # Copies: a value made from an array is a view of it, and frees it.
+            in_torch = {name: torch.from_numpy(value.numpy().copy()) for name, value in in_runtime.items()}
             for name, inputs in calls:
                 wanted, kept = _in_torch(functions[name], inputs, in_torch)
                 in_torch |= kept
@@ -124,7 +125,7 @@ class _Tally:
         for name, want in wanted.items():
             self.errors[name] = max(self.errors.get(name, 0.0), relative_error(found[name], want))
             if name.startswith("logits"):
-                masks = (mask.astype(bool) for n, mask in inputs.items() if _is_mask(n) and mask.ndim == want.ndim - 1)
+                masks = (mask.astype(bool) for n, mask in inputs.items() if is_mask(n) and mask.ndim == want.ndim - 1)
                 real = next(masks, np.ones(want.shape[:-1], dtype=bool))
                 same = want.argmax(-1) == found[name].argmax(-1)
                 self._same += int(same[real].sum())
@@ -151,7 +152,7 @@ def _cases(
 ) -> Iterator[tuple[str, int, list[Call]]]:
     """Yield the title, the rows and the calls of each case: at every shape a prefill, decoding and padded rows."""
     stepping = {name for name, facts in graphs.items() if facts.takes}
-    masked = any(_is_mask(n) for facts in graphs.values() for n in facts.inputs)
+    masked = any(is_mask(n) for facts in graphs.values() for n in facts.inputs)
     room = max(1, max_seq_len - min(STEPS, max_seq_len // 2))
     ring = max((int(facts.dims[1]) for facts in state.values() if facts.grows == "ring"), default=0)
     for batch, length in (*SHAPES[:-1], (SHAPES[-1][0], min(max(SHAPES[-1][1], ring + 3), LONGEST))):
@@ -171,10 +172,6 @@ def _cases(
             yield f"padded {batch}x{length}", batch, calls
 
 
-def _is_mask(name: str) -> bool:
-    return name.endswith("attention_mask")
-
-
 def _inputs(
     facts: GraphFacts, batch: int, length: int, random: np.random.Generator, mask: Mask | None = None
 ) -> Arrays:
@@ -183,7 +180,7 @@ def _inputs(
     inputs: Arrays = {}
     for name, tensor in facts.inputs.items():
         shape = [sizes.get(d, length) if isinstance(d, str) else d for d in tensor.dims]
-        if _is_mask(name):
+        if is_mask(name):
             real = np.ones(shape, dtype=bool) if mask is None else mask(shape[0], shape[1], random)
             inputs[name] = real.astype(tensor.dtype)
         elif tensor.dtype == "int64":

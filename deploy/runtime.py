@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import ExportError, InputError
 from ..generation import Generation, Sampling
 from ..generation import generate as write
-from .manifest import Manifest
+from .manifest import Manifest, is_mask
 from .session import Session, Values, empty_state, providers
 
 Ids = NDArray[np.int64]
@@ -101,19 +101,24 @@ class Runtime:
             raise InputError(f"{self.folder}: this model reads a source first: use read(sources), which can start")
         return Held(empty_state(self.manifest.state, batch), np.zeros(batch, dtype=np.int64))
 
-    def read(self, sources: Sequence[Sequence[int]]) -> Writer:
-        """Encode source texts, given as token ids, and return the stepper that writes about them, a row each.
+    def read(self, sources: Sequence[Sequence[int]] | Mapping[str, NDArray[Any]]) -> Writer:
+        """Encode sources, a row each, and return the stepper that writes about them.
+
+        They are token ids, or else the inputs of the graph that reads them, by name.
 
         Raises:
-            InputError: the model reads no source.
+            InputError: the model reads no source, or not such ones.
         """
         if self._source is None or self._step is None:
             raise InputError(f"{self.folder}: this model reads no source: use start")
-        ids, mask = _padded(sources, self.max_seq_len)
-        given = {name: ids if name.endswith("input_ids") else mask for name in self._inputs(self._source)}
+        if not isinstance(sources, Mapping):
+            ids, mask = _padded(sources)
+            sources = {name: mask if is_mask(name) else ids for name in self._inputs(self._source)}
+        given = self._with_mask(self._source, sources)
         _, primed = self._sessions[self._source].run(given, {})
-        values = {**empty_state(self.manifest.state, len(sources)), **primed}
-        return Writer(self, Held(values, np.zeros(len(sources), dtype=np.int64)))
+        batch = len(next(iter(given.values())))
+        values = {**empty_state(self.manifest.state, batch), **primed}
+        return Writer(self, Held(values, np.zeros(batch, dtype=np.int64)))
 
     def step(self, input_ids: Ids, attention_mask: Ids | None, state: Held) -> tuple[NDArray[np.float32], Held]:
         """Take in tokens (B, T) and give the logits (B, V) after each row's last real one, as `Stepper.step` says.
@@ -124,9 +129,8 @@ class Runtime:
         assert self._step is not None, "a state comes from start"
         mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
         seen = state.seen + mask.sum(axis=1)
-        if seen.size and seen.max() > self.max_seq_len:
-            raise InputError(f"{seen.max()} tokens in a row; this model takes at most max_seq_len = {self.max_seq_len}")
-        given = {name: input_ids if name.endswith("input_ids") else mask for name in self._inputs(self._step)}
+        self._check_length(seen)
+        given = {name: mask if is_mask(name) else input_ids for name in self._inputs(self._step)}
         session = self._sessions[self._step]
         outputs, after = session.run(given, {name: state.values[name] for name in session.facts.takes})
         # The last real column; of a row that has none, whose logits nobody reads, the last of all.
@@ -135,16 +139,24 @@ class Runtime:
         logits = outputs["logits"][np.arange(len(last)), last, : self.vocab_size]
         return logits.astype(np.float32, copy=False), Held({**state.values, **after}, seen)
 
+    def _check_length(self, tokens: NDArray[Any]) -> None:
+        if tokens.size and tokens.max() > self.max_seq_len:
+            raise InputError(
+                f"{tokens.max()} tokens in a row; this model takes at most max_seq_len = {self.max_seq_len}"
+            )
+
     def _inputs(self, graph: str) -> list[str]:
         return list(self.manifest.graphs[graph].inputs)
 
     def _with_mask(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Add the masks that were left out: all ones, of the shape of the ids beside them."""
+        """Add the masks that were left out, all ones, of the shape of the ids beside them; check the lengths."""
         given = dict(inputs)
         for name in self._inputs(graph):
             ids = given.get(name.replace("attention_mask", "input_ids"))
             if name not in given and ids is not None:
                 given[name] = np.ones_like(ids)
+            if is_mask(name) and name in given:
+                self._check_length(given[name].sum(axis=-1))
         return given
 
 
@@ -207,11 +219,9 @@ def _provider(wanted: str | None) -> str:
     return wanted
 
 
-def _padded(rows: Sequence[Sequence[int]], most: int) -> tuple[Ids, Ids]:
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
     """Return ids and mask (B, T) of rows of ids, padded on the right."""
     longest = max((len(row) for row in rows), default=0)
-    if longest > most:
-        raise InputError(f"a source has {longest} tokens; this model reads at most max_seq_len = {most}")
     ids = np.zeros((len(rows), longest), dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
     for row, tokens in enumerate(rows):

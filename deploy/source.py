@@ -13,13 +13,14 @@ from safetensors.torch import load_model
 from tokenizers import Tokenizer
 
 from ..core.topology import Topology
+from ..core.vocabulary import END, MASK, PAD
 from ..errors import CheckpointError, ExportError
 from ..registry.compose import compose
 from ..registry.spec import load_spec
 
 TOKENIZER = "tokenizer.json"
 # What the special tokens of a tokenizer that Transom made stand for.
-SPECIAL = {"bos": "<|end|>", "eos": "<|end|>", "pad": "<|pad|>", "mask": "<|mask|>"}
+SPECIAL = {"bos": END, "eos": END, "pad": PAD, "mask": MASK}
 
 
 @dataclass(frozen=True)

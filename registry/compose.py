@@ -13,7 +13,7 @@ from ..core.data import Data
 from ..core.embedding import Borrowed, Embedding
 from ..core.head import Head
 from ..core.heads import HeadsConfig
-from ..core.initialise import materialise
+from ..core.initialise import Undrawn, materialise
 from ..core.norm import Norm
 from ..core.objective import Objective
 from ..core.position import Position
@@ -37,7 +37,7 @@ def compose(spec: Spec, device: torch.device | str = "cpu") -> Topology:
         SpecError: parts that do not compose, or an option that does not fit the sizes around it, each at its place.
     """
     check(spec)
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         model = _Builder(spec).model()
     model.spec = spec
     if torch.device(device).type != "meta":
@@ -51,7 +51,7 @@ def outline(spec: Spec) -> Topology:
     Of equal layers two are kept (see `stand_ins`): the first may make what the others share. Raise as `compose` does.
     """
     check(spec)
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         return _Outliner(spec).model()
 
 

@@ -11,6 +11,7 @@ GROWTH = {
     "fixed": "fixed in size",
     "static": "grows with the source",
 }
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def amounts(spec: Spec, found: Estimate) -> list[str]:
@@ -49,11 +50,8 @@ def size(count: float) -> str:
 
 def scaled(count: float) -> str:
     """Return a number of three digits and the prefix of its unit: `24.8 M`."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if count < 999.5:
-            break
-        count /= 1000
-    else:
-        prefix, count = "E", count
+    prefix = 0
+    while count >= 999.5 and prefix < len(PREFIXES) - 1:
+        count, prefix = count / 1000, prefix + 1
     digits = 0 if count >= 99.95 or not prefix else 1 if count >= 9.995 else 2
-    return f"{count:.{digits}f} {prefix}"
+    return f"{count:.{digits}f} {PREFIXES[prefix]}"

@@ -67,7 +67,7 @@ class TrainSettings:
 class ExportSettings:
     """Say what a model is exported to.
 
-    `target`: `ort` for ONNX that ONNX Runtime runs with its own fused operators, `onnx` for standard operators alone.
+    `target`: `onnx` for standard operators alone, `ort` where ONNX Runtime's own may stand for a part that offers them.
     `opset`: of the ONNX standard. `precision`: of the weights. `quantize`: how weights are quantized.
     """
 

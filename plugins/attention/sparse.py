@@ -116,6 +116,10 @@ class SparseAttention(Mechanism):
         head = Remembered(("batch", config.n_global * config.block, *tail), "fixed")
         return {"k": ring, "v": ring, "head_k": head, "head_v": head}
 
+    def growth(self) -> tuple[float, float]:
+        """Return the exponents of time and memory: every nth block of all is a share of all."""
+        return (2.0, 2.0) if self.config.stride else super().growth()
+
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
         """Return who may see whom: the model's rule, where the token's block sees the other's."""
         block, last = self.config.block, self.blocks - 1

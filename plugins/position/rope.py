@@ -45,6 +45,7 @@ class RopePosition(Position):
             raise ValueError(
                 f"fraction: {self.width} of a head's {site.head_dim} entries turn; an even number is needed"
             )
+        self._kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return x (B, T, H, D) turned; computed in fp32 at least."""
@@ -52,12 +53,7 @@ class RopePosition(Position):
         turning = x if self.width == x.shape[-1] else x[..., : self.width]
         if turning.dtype != cos.dtype:
             turning = turning.to(cos.dtype)
-        if self.config.layout == "half":
-            a, b = turning.chunk(2, dim=-1)
-            turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-        else:
-            a, b = turning.unflatten(-1, (-1, 2)).unbind(-1)
-            turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
+        turned = torch.addcmul(turning * cos, self._partners(turning), sin)
         if turned.dtype != x.dtype:
             turned = turned.to(x.dtype)
         return turned if self.width == x.shape[-1] else torch.cat([turned, x[..., self.width :]], dim=-1)
@@ -66,9 +62,28 @@ class RopePosition(Position):
         wide = accumulation_dtype(x.dtype)
         return tokens.once((self, wide), lambda: self._cos_sin(tokens, wide))
 
+    def _partners(self, x: Tensor) -> Tensor:
+        """Return x with the two entries of each pair exchanged."""
+        if self.config.layout == "half":
+            return x.roll(self.width // 2, -1)
+        return x.unflatten(-1, (-1, 2)).roll(1, -1).flatten(-2)
+
     def _cos_sin(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, each (B or 1, T, 1, width / 2)."""
-        rank = torch.arange(0, self.width, 2, device=tokens.pos.device, dtype=dtype)
-        speed = torch.exp(rank * (-math.log(self.config.theta) / self.width))
-        angle = tokens.pos[:, :, None, None].to(dtype) * speed
+        """Return cosines and sines of each entry, (B or 1, T, 1, width); the first of a pair has its sine negated."""
+        angle = tokens.pos.unsqueeze(-1).unsqueeze(-1).to(dtype) * self._speeds(tokens.pos.device, dtype)
         return angle.cos(), angle.sin()
+
+    def _speeds(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return how fast each entry turns, (width,); kept, but for a graph, which makes them a part of itself."""
+        # No buffer: `.to(torch.bfloat16)` would round it, and far positions with it.
+        if torch.compiler.is_compiling():
+            return self._make_speeds(device, dtype)
+        if (device, dtype) not in self._kept:
+            self._kept[device, dtype] = self._make_speeds(device, dtype)
+        return self._kept[device, dtype]
+
+    def _make_speeds(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        rank = torch.arange(0, self.width, 2, device=device, dtype=dtype)
+        speed = torch.exp(rank * (-math.log(self.config.theta) / self.width))
+        pair = [-speed, speed]
+        return torch.cat(pair) if self.config.layout == "half" else torch.stack(pair, dim=-1).flatten()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -63,8 +63,7 @@ class DecoderTopology(Topology):
         def run(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
             out = self(**inputs, state=State(state, padded=True))
             assert out.state is not None
-            return {"logits": out.logits}, out.state.tensors
+            return self.logits_by_name(out.logits), out.state.tensors
 
         state = self.declared()
-        outputs: dict[str, tuple[Any, ...]] = {"logits": ("batch", "sequence", "vocab")}
-        return {"model": Graph(self.decoder.inputs(), outputs, state, state, run)}
+        return {"model": Graph(self.decoder.inputs(), self.logits_dims("sequence"), state, state, run)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -50,9 +50,8 @@ class EncoderTopology(Topology):
 
         def run(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
             out = self(**inputs)
-            return {"logits": out.logits, "hidden": out.hidden}, {}
+            return self.logits_by_name(out.logits) | {"hidden": out.hidden}, {}
 
         columns = "sequence" if self.encoder.embedding.maskable else "patches"
-        logits = ("batch", columns, "vocab") if self.head.per_token else ("batch", "classes")
-        outputs: dict[str, tuple[Any, ...]] = {"logits": logits, "hidden": ("batch", columns, "width")}
+        outputs = self.logits_dims(columns) | {"hidden": ("batch", columns, "width")}
         return {"model": Graph(self.encoder.inputs(), outputs, {}, {}, run)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -94,14 +94,13 @@ class EncoderDecoderTopology(Topology):
         def decode(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
             out = self(**inputs, state=State(state, padded=True))
             assert out.state is not None
-            return {"logits": out.logits}, {name: out.state.tensors[name] for name in moving}
+            return self.logits_by_name(out.logits), {name: out.state.tensors[name] for name in moving}
 
         source = {name: _renamed(put, "sequence", "memory") for name, put in self.encoder.inputs().items()}
         target = {f"decoder_{name}": put for name, put in self.decoder.inputs().items()}
-        outputs: dict[str, tuple[Any, ...]] = {"logits": ("batch", "sequence", "vocab")}
         return {
             "encoder": Graph(source, {}, {}, static, encode),
-            "decoder": Graph(target, outputs, dict(self.declared()), moving, decode),
+            "decoder": Graph(target, self.logits_dims("sequence"), dict(self.declared()), moving, decode),
         }
 
 

@@ -1,0 +1,223 @@
+"""Figures of a spec's model that take no weights to find: parameters, FLOPs, state, and memory of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..core.data import DataConfig, ImageField, LabelField, TextField
+from ..core.objective import Objective, Prepared
+from ..core.stack import Stack
+from ..core.topology import Topology
+from ..core.vocabulary import Vocabulary
+from ..errors import DataError, TransomError
+from .compose import build_data, build_objective, stand_ins
+from .meter import CpuKernels, Meter
+from .spec import Spec
+from .timeline import Segment, Timeline, inputs_of, meta, most_alive
+
+LOW = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Hold what a step costs: FLOPs and peak bytes, of which `held` are weights, gradients and AdamW's moments."""
+
+    rows: int
+    flops: int
+    peak: int
+    held: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Hold the figures of a model.
+
+    `parameters`: shared ones counted once. `weights`: their bytes, buffers included. `tokens`: of the row that the
+    other figures are for. `forward`: FLOPs of a forward pass over it for each token. `state`: bytes that one row's
+    state has after `max_seq_len` tokens, `grows` how. `training`: None where the spec can't be trained, `notes` say why.
+    """
+
+    parameters: int
+    weights: int
+    tokens: int
+    forward: float
+    state: int
+    grows: tuple[str, ...]
+    training: Training | None
+    notes: tuple[str, ...] = ()
+
+
+def estimate(spec: Spec, model: Topology) -> Estimate:
+    """Estimate from the outline of a spec's model."""
+    whole = _Whole(spec, model)
+    tokens, forward = whole.forward()
+    training, notes = None, list[str]()
+    if spec.objective is not None and spec.data is not None:
+        try:
+            training = whole.training(notes)
+        except TransomError as error:
+            notes.append(f"no estimate of training: {error}")
+    state, grows = whole.state()
+    return Estimate(
+        parameters=whole.parameters,
+        weights=whole.weights,
+        tokens=tokens,
+        forward=forward,
+        state=state,
+        grows=grows,
+        training=training,
+        notes=tuple(notes),
+    )
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Return how many parameters a module has, shared ones counted once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class _Whole:
+    """Reckon a whole model from its outline."""
+
+    def __init__(self, spec: Spec, model: Topology) -> None:
+        self.spec = spec
+        self.model = model
+        self.layers: dict[str, list[int]] = {}
+        self.first: dict[str, list[int]] = {}
+        for name, stack in spec.model.stacks.items():
+            places = stand_ins(stack.layers)
+            self.first[name] = sorted(set(places))
+            self.layers[name] = [self.first[name].index(place) for place in places]
+        self.parameters = self._times(parameters_of)
+        self.weights = self._times(lambda m: _bytes(m.parameters()) + _bytes(m.buffers()))
+
+    def stack(self, name: str) -> Stack:
+        """Return an outlined stack."""
+        return cast(Stack, getattr(self.model, name))
+
+    def _times(self, measure: Callable[[nn.Module], int]) -> int:
+        """Return a figure of the whole model that is a sum over its parts."""
+        blocks = {name: [measure(block) for block in self.stack(name).blocks] for name in self.layers}
+        repeated = sum(sum(blocks[name][i] for i in places) - sum(blocks[name]) for name, places in self.layers.items())
+        return measure(self.model) + repeated
+
+    def forward(self) -> tuple[int, float]:
+        """Return the tokens of a row, and the FLOPs that a forward pass takes for each."""
+        longest = self.spec.model.max_seq_len
+        length = longest if self.spec.data is None else min(self.spec.data.config.seq_len or longest, longest)
+        meter = Meter()
+        with torch.device("meta"), CpuKernels(meter), meter, torch.no_grad():
+            inputs = inputs_of(self.model, 1, length)
+            with Timeline(self.model, list(self.layers), meter) as line:
+                hidden = self.model(**inputs).hidden
+        tokens = hidden.shape[1]
+        return tokens, most_alive(line.whole(self.layers))[1] / tokens
+
+    def training(self, notes: list[str]) -> Training:
+        """Return what a training step costs; note what makes it cost more than it might.
+
+        Raises:
+            TransomError: the model can't read what the data gives.
+        """
+        settings = self.spec.train
+        objective, prepared = longest_batch(self.spec, self.model)
+        mask = None if prepared.mask is None else prepared.mask.to("meta")
+        prepared = Prepared(meta(prepared.inputs), prepared.targets.to("meta"), mask)
+        self._freeze()
+        for name in self.layers:
+            self.stack(name).checkpoint_activations = settings.checkpoint_activations
+        segments: list[Segment] = []
+        # Where a step has several micro batches, all but the first find gradients to add to.
+        for _ in range(min(settings.accumulate, 2)):
+            meter = Meter()
+            with torch.device("meta"), CpuKernels(meter, LOW[settings.precision]) as kernels, meter:
+                with Timeline(self.model, list(self.layers), meter) as line:
+                    loss = _loss(self.model, objective, prepared)
+                    kernels.forget()
+                    line.backward(loss)
+                del loss
+            segments = list(line.whole(self.layers))
+        notes += [f"scores of attention are formed in full: {why}" for why in kernels.formed]
+        peak, flops = most_alive(segments)
+        learned = self._times(lambda m: _bytes(p for p in m.parameters() if p.requires_grad))
+        held = self.weights + 3 * learned
+        batch = _bytes([*prepared.inputs.values(), prepared.targets])
+        before = held if settings.accumulate > 1 else held - learned
+        return Training(
+            rows=settings.batch_size,
+            flops=flops * settings.accumulate,
+            peak=max(before + batch + peak, held),
+            held=held,
+        )
+
+    def _freeze(self) -> None:
+        """Take from learning what training takes from it, by the names that parameters have in the whole model."""
+        for name, parameter in self.model.named_parameters():
+            stack, _, rest = name.partition(".layers.")
+            if rest and stack in self.first:
+                index, _, rest = rest.partition(".")
+                name = f"{stack}.layers.{self.first[stack][int(index)]}.{rest}"
+            parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in self.spec.train.freeze))
+        for head in list(self.model.heads.values())[1:]:
+            head.requires_grad_(False)
+
+    def state(self) -> tuple[int, tuple[str, ...]]:
+        """Return the bytes of one row's state after `max_seq_len` tokens, and how it grows."""
+        kept = {id(rule) for rule in self.model.declared().values()}
+        total, grows = 0, dict[str, None]()
+        for name, layers in self.layers.items():
+            for key, rule in self.stack(name).declared().items():
+                if id(rule) not in kept:
+                    continue
+                head, _, rest = key.partition(".")
+                times = layers.count(int(rest.partition(".")[0])) if head == "layers" else 1
+                total += times * rule.nbytes(1, self.spec.model.max_seq_len)
+                if head == "layers":
+                    grows[rule.grows] = None
+        return total, tuple(grows)
+
+
+def longest_batch(spec: Spec, model: Topology) -> tuple[Objective, Prepared]:
+    """Return a spec's objective, and a micro batch on CPU as large as training sees, texts at their longest.
+
+    Raises:
+        TransomError: the spec has no objective or data, or these do not fit each other.
+    """
+    data = build_data(spec)
+    options: DataConfig = data.config
+    vocabulary = None if options.tokenizer is None else Vocabulary(options.tokenizer.vocab_size, 0, 0, 0, 0)
+    objective = build_objective(spec, vocabulary)
+    rows, length, most = spec.train.batch_size, options.seq_len or 1, spec.model.max_seq_len
+    if length > most:
+        raise DataError(f"{spec.where('data.seq_len')}: data.seq_len: {length} is more than max_seq_len, {most}")
+    declared = inputs_of(model, rows, length)
+    batch: dict[str, Tensor] = {}
+    for field in data.fields.values():
+        match field:
+            case TextField() if data.rows == "stream":
+                batch[field.ids] = torch.zeros(rows, length + objective.lookahead, dtype=torch.int64)
+            case TextField():
+                batch[field.ids] = torch.zeros(rows, length, dtype=torch.int64)
+                batch[field.mask] = torch.ones(rows, length, dtype=torch.int64)
+            case ImageField() if field.values in declared:
+                batch[field.values] = torch.zeros(()).expand(declared[field.values].shape)
+            case LabelField():
+                batch[field.labels] = torch.zeros(rows, dtype=torch.int64)
+    if missing := objective.fields - batch.keys():
+        raise DataError(f"{spec.where('data')}: data: gives no {', '.join(sorted(missing))}")
+    return objective, objective.prepare(batch, torch.Generator().manual_seed(0))
+
+
+def _loss(model: Topology, objective: Objective, prepared: Prepared) -> Tensor:
+    """Return the loss of a batch, keeping nothing else alive."""
+    hidden = model(**prepared.inputs, logits=False).hidden
+    return objective.loss(hidden, model.head, prepared).total * 1.0
