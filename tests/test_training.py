@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -178,6 +181,18 @@ def test_ways_to_save_memory_learn_the_same(text: Path, tmp_path: Path, option: 
     assert {tensor.dtype for tensor in weights(run.folder).values()} == {torch.float32}
 
 
+# Tracing an autograd function instantiates one, inside torch.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_compiled_step_learns_the_same(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph is traced as ever; the backend that generates code, which takes a minute, is left out."""
+    train(decoder(text, steps=3), tmp_path / "plain")
+    compiled = Mock(side_effect=partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", compiled)
+    train(decoder(text, steps=3, compile=True), tmp_path / "compiled")
+    assert compiled.call_count == 1
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+
+
 def test_what_a_layer_drops_follows_from_the_step(text: Path, tmp_path: Path) -> None:
     """With dropout a run is the same again, whatever was drawn before it, and leaves random numbers as they were."""
     spec = decoder(text, "model.layer.dropout=0.3", checkpoint_activations=True)
@@ -234,12 +249,35 @@ def test_early_stop(text: Path, tmp_path: Path) -> None:
     spec = decoder(text, steps=50, lr=1e-12, weight_decay=0.0, eval_every=2, early_stop=3)
     run = train(spec, tmp_path / "run", report=events.append)
     found = [event.figures["loss"] for event in events if isinstance(event, Evaluated)]
-    assert run.step < 50
-    assert min(found) not in found[-3:] or found[-3:] == [min(found)] * 3
+    assert len(found) == found.index(min(found)) + 1 + 3
+    assert run.step == 2 * len(found) < 50
     assert events[-1] == Stopped(run.step, "early_stop")
     again = list[Event]()
     assert train(spec, tmp_path / "run", report=again.append).step == run.step
     assert not any(isinstance(event, Stepped) for event in again)
+
+
+def test_tensorboard_gets_the_same_figures(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            assert (folder, purge_step) == (str(tmp_path / "run" / "tensorboard"), 1)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def close(self) -> None:
+            written.append(("closed", 0.0, 0))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    monkeypatch.setattr("transom.training.setup.find_spec", lambda name: name)
+    train(decoder(text, tensorboard=True, eval_every=6), tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
+    expected = [
+        (name.replace("eval_", "eval/"), line[name], line["step"]) for line in lines for name in line if name != "step"
+    ]
+    assert written == [*expected, ("closed", 0.0, 0)]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(text: Path, tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ class Checkpoints:
         return self.folder / f"step-{step:08}"
 
     def clear(self) -> None:
-        """Remove what a stopped process left half written or half removed."""
+        """Remove the oldest checkpoints beyond `keep`, and what a stopped process left half written or half removed."""
+        for step in self.steps()[: -self.keep]:
+            self.path(step).rename(self.folder / f".step-{step:08}.old")
         for path in self.folder.glob(".step-*"):
             shutil.rmtree(path)
 
@@ -86,10 +88,7 @@ class Checkpoints:
         write_text(beside / MANIFEST, json.dumps(sums, indent=2) + "\n")
         sync(beside)
         put(beside, place)
-        for step in self.steps()[: -self.keep]:
-            old = self.folder / f".step-{step:08}.old"
-            self.path(step).rename(old)
-            shutil.rmtree(old)
+        self.clear()
         return place
 
     def newest(self) -> Checkpoint | None:

@@ -51,8 +51,9 @@ def measure(
                 mine[f"sum of {name}"] += value.item()
     step.train(training)
     everyone = world.gather(dict(mine))
-    sums = {name: sum(one.get(name, 0.0) for one in everyone) for name in sorted({*everyone[0], *mine})}
-    return _figures(sums, dataset, step.objective.per_token)
+    # The first process has the first batch, and so every name that there is.
+    added = {name: sum(one.get(name, 0.0) for one in everyone) for name in everyone[0]}
+    return _figures(added, dataset, step.objective.per_token)
 
 
 def _figures(sums: Mapping[str, float], dataset: Dataset, per_token: bool) -> dict[str, float]:

@@ -30,6 +30,10 @@ class Run:
     folder: Path
     spec: Spec
 
+    def __fspath__(self) -> str:
+        """Return the folder, so that a run goes wherever a path does."""
+        return os.fspath(self.folder)
+
     @property
     def step(self) -> int:
         """How far it has come, by its newest checkpoint; raise CheckpointError when that can't be read."""
