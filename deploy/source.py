@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 from tokenizers import Tokenizer
 
 from ..core.topology import Topology
 from ..core.vocabulary import END, MASK, PAD
 from ..errors import CheckpointError, ExportError
-from ..registry.compose import compose
-from ..registry.spec import load_spec
+from ..registry.weights import load_model
 
 TOKENIZER = "tokenizer.json"
 # What the special tokens of a tokenizer that Transom made stand for.
@@ -63,19 +60,11 @@ def read_source(model_or_run: Topology | str | os.PathLike[str]) -> Source:
 
 
 def _read_run(run: Path) -> Source:
-    weights = run / "model" / "model.safetensors"
-    for needed, what in ((run / "spec.yaml", "is no run"), (weights, "has no weights yet")):
-        if not needed.is_file():
-            raise CheckpointError(f"{run}: {what}: {needed} is missing; give the folder that training wrote")
-    model = compose(load_spec(run / "spec.yaml"))
-    try:
-        load_model(model, weights)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{weights}: does not fit {run / 'spec.yaml'}: {error}") from None
+    model = load_model(run)
     tokenizer = run / TOKENIZER
     if not tokenizer.is_file():
-        return Source(model.eval())
+        return Source(model)
     try:
-        return Source(model.eval(), (tokenizer, Tokenizer.from_file(str(tokenizer))))
+        return Source(model, (tokenizer, Tokenizer.from_file(str(tokenizer))))
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(f"{tokenizer}: is no tokenizer: {error}") from None

@@ -180,6 +180,8 @@ def test_an_export_replaces_an_export_and_nothing_else(
 class Changed(nn.Module):
     """Put a change behind a head."""
 
+    per_token = True
+
     def __init__(self, head: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.head, self.change = head, change

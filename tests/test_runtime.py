@@ -23,6 +23,7 @@ from transom.generation import Sampling
 from transom.generation import generate as write
 from transom.registry.compose import compose
 from transom.registry.spec import dump_spec, parse_spec
+from transom.registry.weights import WEIGHTS, digest
 
 LAYER = "layer: {norm: rms, attention: {kind: full, n_heads: 2}, feedforward: {kind: mlp, d_ff: 24}}"
 DECODER = f"""
@@ -96,7 +97,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "spec.yaml").write_text(dump_spec(spec))
     (folder / "model").mkdir()
     weights = compose(parse_spec(DECODER, ["train.seed=8"])).state_dict()
-    save_file({name: tensor * 2 for name, tensor in weights.items()}, folder / "model" / "model.safetensors")
+    weights = {name: tensor * 2 for name, tensor in weights.items()}
+    save_file(weights, folder / WEIGHTS, {"sha256": digest(weights)})
     Tokenizer.train(["one two three"], 262).save(folder / "tokenizer.json")
     return folder
 

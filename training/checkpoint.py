@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -12,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..registry.weights import digest, header_digest, on_cpu, read_tensors
 from .disk import put, sha256, sync, write_text
 
 MODEL, OPTIMIZER, TRAINER, MANIFEST = "model.safetensors", "optimizer.safetensors", "trainer.json", "manifest.json"
@@ -174,50 +172,7 @@ def renew_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
         write_weights(path, tensors)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read what `write_weights` put there, on CPU.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    wanted, tensors = header_digest(path), read_tensors(path)
-    if wanted != digest(tensors):
-        raise CheckpointError(f"{path}: is damaged: the weights are not those that its header was written for")
-    return tensors
-
-
-def header_digest(path: Path) -> str | None:
-    """Return the digest in the header of a file of weights; raise CheckpointError when it can't be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: can't be read as safetensors: {error}") from None
-
-
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as a file takes them: on CPU, without gaps."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256, in hex, of the names, shapes and bytes of tensors on CPU."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as safetensors, synced."""
     save_file(on_cpu(tensors), path, {"format": "pt"})
     sync(path)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read named tensors, on CPU; raise CheckpointError when that fails."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: can't be read as safetensors: {error}") from None

@@ -10,17 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from ..core.topology import Topology
 from ..data import Tokenizer, load_tokenizer
 from ..errors import CheckpointError
-from ..registry.compose import compose
 from ..registry.spec import Spec, dump_spec, load_spec
-from .checkpoint import MODEL, Checkpoints, read_weights
+from ..registry.weights import SPEC, WEIGHTS, load_model
+from .checkpoint import Checkpoints
 from .disk import locked, put, sync, write_text
 
-SPEC, WEIGHTS, CHECKPOINTS, LOCK = "spec.yaml", f"model/{MODEL}", "checkpoints", ".lock"
+CHECKPOINTS, LOCK = "checkpoints", ".lock"
 
 
 @dataclass(frozen=True)
@@ -78,33 +76,7 @@ def load(run: AnyRun) -> Topology:
     Raises:
         CheckpointError: the folder is no run, has no weights yet, or they are damaged or of another model.
     """
-    found = read_run(run)
-    model = compose(found.spec)
-    fill(model, weights_of(found), found.folder / WEIGHTS)
-    return model.eval()
-
-
-def weights_of(run: Run) -> dict[str, Tensor]:
-    """Read a run's last good weights; raise CheckpointError when there are none, or they are damaged."""
-    if not (run.folder / WEIGHTS).exists():
-        raise CheckpointError(f"{run.folder}: has no weights yet: its training stopped before the first checkpoint")
-    return read_weights(run.folder / WEIGHTS)
-
-
-def fill(model: Topology, weights: Mapping[str, Tensor], origin: Path) -> None:
-    """Put weights into a model; raise CheckpointError, with the names, where the two are not alike."""
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in weights]
-    wrong += [f"{name} is not in the model" for name in weights if name not in own]
-    wrong += [
-        f"{name} is {tuple(weights[name].shape)}, in the model {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise CheckpointError(f"{origin}: are not the weights of this model: {'; '.join(wrong[:5])}{more}")
-    model.load_state_dict(dict(weights))
+    return load_model(read_run(run).folder)
 
 
 def check_place(out: Path, spec: Spec) -> bool:

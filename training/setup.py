@@ -14,10 +14,11 @@ from ..data import Dataset, Tokenizer, prepare
 from ..registry.compose import build_data, build_objective
 from ..registry.marks import BrokenSpec, Problem
 from ..registry.spec import Spec
+from ..registry.weights import fill, last_weights
 from .events import Initialised
 from .precision import check_precision
 from .processes import World
-from .run import fill, read_run, weights_of
+from .run import read_run
 
 
 def choose_device(spec: Spec) -> str:
@@ -54,7 +55,7 @@ def initialise_from(model: Topology, folder: str) -> tuple[Initialised, Tokenize
         CheckpointError: it is no run, or other parts of the models differ.
     """
     run = read_run(folder)
-    weights, own = weights_of(run), model.state_dict()
+    weights, own = last_weights(run.folder), model.state_dict()
     taken = {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
     fresh = []
     for name, tensor in own.items():

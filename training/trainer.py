@@ -10,6 +10,7 @@ from pathlib import Path
 from ..core.stack import Stack
 from ..errors import TrainingError
 from ..registry.spec import Spec
+from ..registry.weights import WEIGHTS, fill
 from .batches import Batches
 from .checkpoint import Checkpoint, Checkpoints, Progress, renew_weights, write_weights
 from .evaluation import measure
@@ -17,7 +18,7 @@ from .events import Evaluated, Report, Resumed, Saved, Stepped, Stopped
 from .metrics import Record
 from .optimizer import optimizer_tensors, restore_optimizer
 from .precision import Precision
-from .run import CHECKPOINTS, WEIGHTS, fill
+from .run import CHECKPOINTS
 from .step import Step
 from .update import Updater
 
