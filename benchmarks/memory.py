@@ -115,8 +115,8 @@ def main() -> None:
         found = describe(load_spec(args[0], args[1:])).estimate
         assert found.training is not None, found.notes
         peak, honest, plain = found.training.peak, in_child(args, HONEST), in_child(args, {})
-        print(f"{args[0]:14} {found.parameters:12,} {peak / 1e6:7.1f} MB {honest / 1e6:7.1f} MB {peak / honest - 1:+7.1%} "
-              f"{plain / 1e6:9.1f} MB", flush=True)  # fmt: skip
+        sizes = f"{peak / 1e6:7.1f} MB {honest / 1e6:7.1f} MB {peak / honest - 1:+7.1%} {plain / 1e6:9.1f} MB"
+        print(f"{args[0]:14} {found.parameters:12,} {sizes}", flush=True)
 
 
 if __name__ == "__main__":

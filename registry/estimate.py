@@ -40,7 +40,8 @@ class Estimate:
 
     `parameters`: shared ones counted once. `weights`: their bytes, buffers included. `tokens`: of the row that the
     other figures are for. `forward`: FLOPs of a forward pass over it for each token. `state`: bytes that one row's
-    state has after `max_seq_len` tokens, `grows` how. `training`: None where the spec can't be trained, `notes` say why.
+    state has after `max_seq_len` tokens, `grows` how. `training`: None where the spec can't be trained. `notes`: why
+    not, or why that takes more than it might.
     """
 
     parameters: int
@@ -115,7 +116,7 @@ class _Whole:
         longest = self.spec.model.max_seq_len
         length = longest if self.spec.data is None else min(self.spec.data.config.seq_len or longest, longest)
         meter = Meter()
-        with torch.device("meta"), CpuKernels(meter), meter, torch.no_grad():
+        with CpuKernels(meter), meter, torch.no_grad():
             inputs = inputs_of(self.model, 1, length)
             with Timeline(self.model, list(self.layers), meter) as line:
                 hidden = self.model(**inputs).hidden
@@ -139,7 +140,7 @@ class _Whole:
         # Where a step has several micro batches, all but the first find gradients to add to.
         for _ in range(min(settings.accumulate, 2)):
             meter = Meter()
-            with torch.device("meta"), CpuKernels(meter, LOW[settings.precision]) as kernels, meter:
+            with CpuKernels(meter, LOW[settings.precision]) as kernels, meter:
                 with Timeline(self.model, list(self.layers), meter) as line:
                     loss = _loss(self.model, objective, prepared)
                     kernels.forget()

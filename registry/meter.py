@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
 from .shapes import Rule, rule_of
@@ -29,7 +28,7 @@ class Meter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.flops = 0
-        self._held: set[int] = set()
+        self._held: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._known: dict[Any, tuple[Rule | None, Callable[..., int] | None]] = {}
 
     @classmethod
@@ -62,13 +61,13 @@ class Meter(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._held:
-            self._held.add(key)
-            self.live += storage.nbytes()
+            size = storage.nbytes()
+            self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, key, storage.nbytes()).atexit = False
+            self._held[key] = weakref.ref(storage, lambda _: self._free(key, size))
 
     def _free(self, key: int, size: int) -> None:
-        self._held.discard(key)
+        del self._held[key]
         self.live -= size
 
 
@@ -82,7 +81,7 @@ def _on_meta(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 class CpuKernels(TorchFunctionMode):
-    """Take, for tensors on the meta device, the kernels that a CPU takes, where the two differ.
+    """Stay on the meta device, and take there the kernels that a CPU takes, where the two differ.
 
     `low`: the number format that autocast gives to products; None without autocast. `formed`: filled with the reason
     for each attention whose kernel forms all scores.
@@ -103,8 +102,11 @@ class CpuKernels(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _MAKING and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
         if self.low is not None and func in _PRODUCTS:
-            args, kwargs = tree_map(self._lowered, (args, kwargs))
+            args = tuple(map(self._lowered, args))
+            kwargs = {name: self._lowered(x) for name, x in kwargs.items()}
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
         if func is torch.lstm and args[3:] in _LSTMS:
@@ -115,6 +117,8 @@ class CpuKernels(TorchFunctionMode):
 
     def _lowered(self, x: Any) -> Any:
         """Return a tensor in the low format; that of a weight is made once a pass."""
+        if isinstance(x, list):
+            return [self._lowered(each) for each in x]
         if not isinstance(x, Tensor) or x.dtype is not torch.float32:
             return x
         if not x.requires_grad or not x.is_leaf:
@@ -186,6 +190,7 @@ class _Lstm(torch.autograd.Function):
         return None, torch.empty_like(columns).transpose(0, 1), *map(torch.empty_like, rest[-ctx.weights :])
 
 
+_MAKING = {torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones, torch.tensor, torch.zeros}
 _PRODUCTS = {
     F.linear,
     F.conv1d,

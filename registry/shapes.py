@@ -20,7 +20,7 @@ COMPARISONS = {aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.logica
 # Pointwise operations that keep whole numbers whole; the others are asked for floating ones alone.
 WHOLE = {
     aten.add, aten.sub, aten.mul, aten.neg, aten.abs, aten.remainder, aten.where, aten.clamp, aten.bitwise_and,
-    aten.bitwise_or, aten.bitwise_not, aten.floor_divide, aten.masked_fill, aten.minimum, aten.maximum,
+    aten.bitwise_or, aten.bitwise_not, aten.masked_fill, aten.minimum, aten.maximum,
 }  # fmt: skip
 
 
@@ -43,7 +43,8 @@ def _new(shape: Sequence[int], dtype: torch.dtype | None) -> Tensor:
 
 def _dense(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return a tensor without gaps whose dimensions lie in memory in the order of those of another."""
-    order = sorted(range(like.dim()), key=lambda d: (-like.stride(d), d))
+    strides = like.stride()
+    order = sorted(range(like.dim()), key=lambda d: (-strides[d], d))
     flat = _new([like.shape[d] for d in order], dtype or like.dtype)
     return flat if order == list(range(like.dim())) else flat.permute([order.index(d) for d in range(like.dim())])
 
@@ -219,6 +220,7 @@ RULES: dict[Any, Rule] = {
     aten._log_softmax_backward_data: lambda gradient, y, dim, dtype: _new(gradient.shape, dtype),
     aten.nll_loss_forward: lambda x, *_: (_new([], x.dtype), _new([], x.dtype)),
     aten.nll_loss_backward: lambda gradient, x, *_: _new(x.shape, x.dtype),
+    aten.floor_divide: lambda x, by: _new(x.shape, x.dtype) if isinstance(by, int) else NotImplemented,
     aten.index: _index,
     aten.repeat: _repeat,
     aten.roll: lambda x, *_: _new(x.shape, x.dtype),

@@ -17,7 +17,8 @@ import transom.errors
 from transom.cli import main
 from transom.cli.output import console
 from transom.cli.progress import progress
-from transom.cli.render import agreement, tree, writer
+from transom.cli.render import tree, writer
+from transom.training import events
 
 COMMANDS = ("show", "train", "eval", "generate", "export", "plugins", "schema")
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -203,12 +204,21 @@ def test_text_off_a_terminal_is_neither_wrapped_nor_interpreted() -> None:
     assert stream.getvalue() == line + "\n"
 
 
-def test_progress_off_a_terminal_is_a_line_a_step() -> None:
+def test_progress_off_a_terminal_is_a_line_an_event() -> None:
     stream = io.StringIO()
     with progress(console(stream)) as show:
-        show(10, 30, {"loss": 3.14159, "lr": 0.005})
-        show(20, 30, {"loss": 2.5})
-    assert stream.getvalue() == "step 10/30  loss 3.142  lr 0.005\nstep 20/30  loss 2.5\n"
+        show(events.Resumed(10, 30))
+        show(events.Stepped(20, 30, {"loss": 3.14159, "lr": 0.005}))
+        show(events.Evaluated(30, 30, {"loss": 2.5}))
+        show(events.Saved(30, Path("runs/x/checkpoints/step-00000030")))
+        show(events.Stopped(30, "done"))
+    assert stream.getvalue().splitlines() == [
+        "going on after step 10 of 30",
+        "step 20/30  loss 3.142  lr 0.005",
+        "step 30/30  held out: loss 2.5",
+        "step 30: saved step-00000030",
+        "step 30: done",
+    ]
 
 
 def test_one_prompt_is_streamed_and_several_are_grouped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,13 +241,6 @@ class Part:
     children: tuple[Part, ...] = ()
 
 
-@dataclass(frozen=True)
-class Row:
-    case: str
-    error: float
-    allowed: float
-
-
 def test_a_model_is_a_tree_of_unbroken_lines() -> None:
     stream = io.StringIO()
     long = Part("head", "lm [tied] " + "x" * 200)
@@ -246,9 +249,53 @@ def test_a_model_is_a_tree_of_unbroken_lines() -> None:
     assert lines == ["tiny  12 parameters", "layer 0", "norm  rms", f"head  {long.detail}"]
 
 
-def test_agreement_is_a_line_a_case() -> None:
-    rows = [Row("prefill", 7.25e-07, 1e-4), Row("decode 12", 0.0, 1e-4)]
-    assert agreement(rows).splitlines() == [
-        "prefill    error 7.3e-07, allowed 1.0e-04",
-        "decode 12  error 0.0e+00, allowed 1.0e-04",
-    ]
+SPEC = """
+name: small
+model:
+  topology: decoder
+  d_model: 24
+  max_seq_len: 32
+  embedding: {kind: token, vocab_size: 300}
+  position: rope
+  layer: {norm: rms, attention: {kind: full, n_heads: 3}, feedforward: {kind: glu, d_ff: 40}}
+  layers: [{pattern: [{attention: {kind: local, window: 7}}, {}]}]
+  norm: rms
+  head: {kind: lm, tied: true}
+objective: causal_lm
+data: {kind: text, path: TEXTS, seq_len: 17, hold_out: 0.3, tokenizer: {kind: bpe, vocab_size: 300}}
+train: {steps: 8, batch_size: 4, lr: 1.0e-2, eval_every: 4, checkpoint_every: 4, log_every: 4}
+"""
+WITHOUT_TORCH = "import sys\nsys.modules['torch'] = None\nfrom transom.cli import main\nmain(sys.argv[1:])"
+
+
+def test_from_a_spec_to_text_without_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts").mkdir()
+    for number in range(9):
+        (tmp_path / f"texts/{number}.txt").write_text(f"the {number} cats sat on the {number * 7} mats. " * 20)
+    spec, run, out = tmp_path / "small.yaml", tmp_path / "run", tmp_path / "out"
+    spec.write_text(SPEC.replace("TEXTS", str(tmp_path / "texts")))
+
+    assert ends_with(["show", str(spec)]) == 0
+    assert "attention local  n_heads 3" in capsys.readouterr().out
+    assert ends_with(["train", str(spec), "-o", str(run)]) == 0
+    trained = capsys.readouterr()
+    assert trained.out == f"{run}\n"
+    assert "step 8: done" in trained.err
+    assert ends_with(["train", str(spec), "-o", str(run), "train.lr=2"]) == 2
+    assert "holds a run of another spec" in capsys.readouterr().err
+    assert ends_with(["eval", str(run)]) == 0
+    assert "bits_per_byte" in capsys.readouterr().out
+    asked = ["the 3 cats", "on the", "--max-new-tokens", "9", "--temperature", "0.7", "--seed", "4"]
+    assert ends_with(["generate", str(run), *asked]) == 0
+    text = capsys.readouterr().out
+    assert ends_with(["export", str(run), "-o", str(out)]) == 0
+    assert "same token 100.0%" in capsys.readouterr().out
+    command = [sys.executable, "-c", WITHOUT_TORCH, "generate", str(out), *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == text
+
+
+def test_a_folder_that_is_neither_run_nor_export_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends_with(["generate", str(tmp_path), "x"]) == 2
+    assert "is neither a run (it has no spec.yaml) nor an export (no transom.json)" in capsys.readouterr().err
