@@ -10,6 +10,9 @@ FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
 
+# How many processes `make walk` keeps busy.
+WORKERS ?= 2
+
 .PHONY: help demo test walk bench lint lock clean venv
 
 help: ## list the targets
@@ -21,8 +24,8 @@ demo: venv ## train a small model, write text with it and export it, in runs/dem
 test: venv ## run all tests
 	$(PY) -m pytest
 
-walk: venv ## compose every bundled spec and show it
-	@set -e; for spec in specs/*.yaml; do echo "== $$spec"; $(VENV)/bin/transom show "$$spec"; done
+walk: venv ## walk every combination of attention, position, norm and topology: half an hour on two free cores
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m walk --workers $(WORKERS)
 
 bench: venv ## run the benchmarks
 	$(PY) -m pytest benchmarks

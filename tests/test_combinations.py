@@ -1,0 +1,166 @@
+"""Every combination composes or is refused with a reason; rows in which all parts meet train, decode and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from walk import __main__ as command
+from walk.checks import decode, exported, refusal, train
+from walk.combinations import (
+    CROSS,
+    KINDS,
+    NONE,
+    OWN,
+    Combination,
+    combinations,
+    covering,
+    pairs,
+    representatives,
+    spec_of,
+)
+from walk.table import Outcome, write_table
+
+from transom.core.stack import Stack
+from transom.deploy.parity import ALLOWED
+from transom.registry.compose import compose
+from transom.registry.manager import default
+
+ROWS = combinations()
+SPECS = {row: spec_of(row) for row in ROWS}
+REFUSALS = {row: refusal(row, SPECS[row]) for row in ROWS}
+CHOSEN = covering(ROWS, lambda row: REFUSALS[row] is not None)
+SOUND = [row for row in CHOSEN if REFUSALS[row] is None]
+
+
+def lacking(row: Combination) -> set[str]:
+    """Return what a row asks of its attention that the attention declares to lack."""
+    lacks = set(default().get("attention", row.attention).declares.lacks)
+    if row.place == CROSS:
+        return lacks & {"cross"}
+    hooks = set() if row.position == NONE else default().get("position", row.position).hooks
+    roles = default().get("topology", row.topology).stacks.values()
+    return lacks & (hooks | {"causal" if role.causal else "two_sided" for role in roles})
+
+
+def added(position: str) -> bool:
+    """Say whether a position is told apart from the next by what is added to embeddings."""
+    return position != NONE and "add" in default().get("position", position).hooks
+
+
+def test_every_kind_is_walked_whole() -> None:
+    for kind in KINDS:
+        without = set() if kind == "attention" else {NONE}
+        assert {getattr(row, kind) for row in ROWS} == {*default().names(kind), *without}
+    assert {row.topology for row in ROWS} == set(default().names("topology"))
+    assert {row.place for row in ROWS} == {OWN, CROSS}
+    assert len(set(ROWS)) == len(ROWS)
+
+
+@pytest.mark.parametrize("attention", default().names("attention"))
+def test_a_combination_is_refused_where_its_attention_lacks_what_it_takes_and_built_elsewhere(attention: str) -> None:
+    for row in ROWS:
+        if row.attention != attention:
+            continue
+        assert (REFUSALS[row] is not None) == bool(lacking(row)), row
+        if REFUSALS[row] is None:
+            assert next(compose(SPECS[row], "meta").parameters()).is_meta
+
+
+def test_any_two_parts_meet_in_a_chosen_row() -> None:
+    assert len(CHOSEN) <= 60
+    met = frozenset().union(*map(pairs, CHOSEN))
+    assert met == frozenset().union(*map(pairs, ROWS))
+    sound = frozenset().union(*(pairs(row) for row in ROWS if REFUSALS[row] is None))
+    assert sound == frozenset().union(*map(pairs, SOUND))
+    assert covering(ROWS, lambda row: REFUSALS[row] is not None) == CHOSEN
+
+
+@pytest.mark.parametrize("row", SOUND, ids=str)
+def test_a_chosen_row_trains_and_decodes(row: Combination) -> None:
+    model = compose(SPECS[row])
+    train(model, SPECS[row])
+    if model.generates:
+        decode(model)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("topology", default().names("topology"))
+def test_each_attention_position_and_norm_exports(topology: str) -> None:
+    rows = [row for row in SOUND if row.topology == topology]
+    few = representatives(rows)
+    model = compose(spec_of(*few))
+    assert {len(stack.blocks) for stack in model.children() if isinstance(stack, Stack)} == {len(few)}
+    for kind in KINDS:
+        assert {getattr(row, kind) for row in few} == {getattr(row, kind) for row in ROWS if row.topology == topology}
+    if model.generates:
+        decode(model)
+    assert 0 < exported(model) <= ALLOWED["fp32"]
+
+
+def test_the_checks_see_an_idle_parameter_and_a_state_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = next(row for row in SOUND if default().get("topology", row.topology).generates and added(row.position))
+    model = compose(SPECS[row])
+    empty = model.empty_state
+
+    def later(batch: int) -> Any:
+        state = empty(batch)
+        state.tensors["seen"] += 1
+        return state
+
+    decode(model)
+    monkeypatch.setattr(type(model), "empty_state", lambda self, batch: later(batch))
+    with pytest.raises(AssertionError, match="decoding token by token differs"):
+        decode(model)
+    model.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
+    with pytest.raises(AssertionError, match="no gradient, or none that is finite: idle"):
+        train(model, SPECS[row])
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_holds_the_largest_error_or_the_number_of_a_reason() -> None:
+    outcomes: dict[Combination, Outcome] = {
+        Combination("t", OWN, "a", "p", "m"): 2e-7,
+        Combination("t", OWN, "a", "p", "n"): 3.4e-6,
+        Combination("t", OWN, "b", "p", "m"): "b can't, because of x",
+        Combination("t", OWN, "b", "p", "n"): "b can't, because of x",
+        Combination("t", CROSS, "b", "p", "m"): 0.0,
+        Combination("t", CROSS, "b", "p", "n"): "b can't, because of y",
+    }
+    page = write_table(outcomes, {"torch": "2.0", "Python": "3.x"})
+    assert "6 combinations, of which 3\ncompose and 3 are refused" in page
+    assert "over all norms\n(`m`, `n`)" in page
+    assert "with torch 2.0, Python 3.x." in page
+    assert "## t\n\n| attention | p |\n|---|---|\n| a | ok, 3e-06 |\n| b | refused (1) |\n" in page
+    assert "## t, across the memory\n\n| attention | p |\n|---|---|\n| b | m: ok, 0e+00; n: refused (2) |\n" in page
+    assert page.endswith("## Reasons\n\n1. b can't, because of x\n2. b can't, because of y\n")
+
+
+def test_the_page_is_of_what_is_registered(root: Path) -> None:
+    page = (root / "docs" / "combinations.md").read_text(encoding="utf-8")
+    composed = {row: 0.0 for row in ROWS if REFUSALS[row] is None}
+    outcomes = {row: composed.get(row, REFUSALS[row]) for row in ROWS}
+    fresh = write_table(outcomes, {})  # type: ignore[arg-type]
+    assert page.partition("Written by")[0] == fresh.partition("Written by")[0]
+    assert page.partition("## Reasons")[2] == fresh.partition("## Reasons")[2]
+    assert page.count("| ok, ") == fresh.count("| ok, ")
+
+
+def test_a_walk_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "KNOWN", tmp_path / "walk.jsonl")
+    assert command.known() == {}
+    command.KNOWN.write_text('{"key": "a1", "row": "x", "error": 2e-07}\n{"key": "b2", "ro')
+    assert command.known() == {"a1": 2e-7}
+    assert command.KNOWN.read_text() == '{"key": "a1", "row": "x", "error": 2e-07}\n'
+
+
+def test_rows_are_known_by_spec_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = SOUND[:2]
+    key = command.key_of(first)
+    assert key == command.key_of(first) != command.key_of(second)
+    monkeypatch.setattr(command, "versions", lambda: {"torch": "0.1"})
+    assert command.key_of(first) != key

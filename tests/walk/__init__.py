@@ -1,0 +1,1 @@
+"""The walk of combinations: each attention with each position, norm and topology composes, or is refused with why."""
