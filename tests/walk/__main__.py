@@ -9,7 +9,7 @@ import multiprocessing
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
@@ -43,22 +43,32 @@ def key_of(row: Combination) -> str:
 def walk_all(rows: Mapping[str, Combination], workers: int) -> list[str]:
     """Walk rows by their keys, noting each that holds in `KNOWN` as it is done; return what failed."""
     failed, started = list[str](), time.monotonic()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=EXPORTS_A_PROCESS) as pool:
-        running = {pool.submit(walk, row): key for key, row in rows.items()}
-        for count, done in enumerate(as_completed(running), 1):
-            key, row = running[done], rows[running[done]]
-            if isinstance(error := done.exception(), BrokenProcessPool):
-                sys.exit("a process was killed, perhaps for its memory: walk again, and it goes on from here")
-            if error:
-                failed.append(f"{row}: {type(error).__name__}: {error}")
-            else:
-                with KNOWN.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, "row": str(row), "error": done.result()}) + "\n")
-            minutes = (time.monotonic() - started) / 60
-            text = failed[-1] if error else f"{row}: {done.result():.1e}"
-            print(f"[{count}/{len(rows)}, {minutes:.0f} min] {'FAILED ' if error else ''}{text}", flush=True)
+    for count, (key, error) in enumerate(_outcomes(rows, workers), 1):
+        if isinstance(error, BrokenProcessPool):
+            sys.exit("a process was killed, perhaps for its memory: walk again, and it goes on from here")
+        if isinstance(error, BaseException):
+            failed.append(f"{rows[key]}: {type(error).__name__}: {error}")
+        else:
+            with KNOWN.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "row": str(rows[key]), "error": error}) + "\n")
+        minutes = (time.monotonic() - started) / 60
+        text = f"FAILED {failed[-1]}" if isinstance(error, BaseException) else f"{rows[key]}: {error:.1e}"
+        print(f"[{count}/{len(rows)}, {minutes:.0f} min] {text}", flush=True)
     return failed
+
+
+def _outcomes(rows: Mapping[str, Combination], workers: int) -> Iterator[tuple[str, float | BaseException]]:
+    """Yield each row's key with its error or what went wrong, as they are done.
+
+    Processes are replaced a batch at a time: with `max_tasks_per_child` the pool of Python 3.11 comes to a standstill.
+    """
+    spawn, keys = multiprocessing.get_context("spawn"), list(rows)
+    for first in range(0, len(keys), EXPORTS_A_PROCESS * workers):
+        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+            batch = keys[first : first + EXPORTS_A_PROCESS * workers]
+            running = {pool.submit(walk, rows[key]): key for key in batch}
+            for done in as_completed(running):
+                yield running[done], done.exception() or done.result()
 
 
 def known() -> dict[str, float]:
