@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,8 +66,8 @@ class Block(nn.Module):
             source = parallel if parallel is not None else x
             if self.placement in ("pre", "sandwich"):
                 source = self._norm(name, x)
-            sublayer = cast(Sublayer, self._modules[name])
-            y, kept = sublayer(source, contexts[name], None if state is None else state[name])
+            sublayer: Any = self._modules[name]
+            y, kept = sublayer(source, contexts[name], None if state is None else state.get(name))
             if kept is not None:
                 after[name] = kept
             if self.placement == "sandwich":
@@ -81,8 +81,8 @@ class Block(nn.Module):
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         # Read directly: a lookup through the module or a ModuleDict costs a tiny model a tenth of a decoding step.
-        norm = self._modules.get(f"{name}_norm")
-        return x if norm is None else cast(Tensor, norm(x))
+        norm: Any = self._modules.get(f"{name}_norm")
+        return x if norm is None else norm(x)
 
 
 def norm_names(placement: Placement, sublayers: Sequence[str]) -> list[str]:

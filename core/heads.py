@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention import Declaration, Mechanism
 from .component import Part, Site
@@ -66,7 +66,7 @@ class MultiHeadAttention(Sublayer):
         self.kv_heads = (config.n_kv_heads, config.head_dim)
         width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         # One product for q, k and v costs less to dispatch than three; across a memory, q stands alone.
-        self.widths = [width, kv_width, kv_width]
+        self.shares = [config.n_heads, config.n_kv_heads, config.n_kv_heads]
         if site.cross:
             self.q = Linear(site.d_model, width, bias=config.bias)
             self.kv = Linear(site.d_model, 2 * kv_width, bias=config.bias)
@@ -105,7 +105,7 @@ class MultiHeadAttention(Sublayer):
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Attend from x (B, T, C) to itself, or to the memory where the site says `cross`."""
         if self.site.cross:
-            q = self._split(self.q(x), self.heads, self.q_norm)
+            q = self._queries(x)
             primed = self.prime(context) if state is None else state
             return self._merge(x, self.mechanism.recall(q, primed, context)), state
         mixed, state = self.mechanism(*self._from_self(x, context), context, state)
@@ -114,28 +114,30 @@ class MultiHeadAttention(Sublayer):
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Compute `forward` with the mechanism's reference; across a memory, from the memory itself."""
         if self.site.cross:
-            q = self._split(self.q(x), self.heads, self.q_norm)
+            q = self._queries(x)
             return self._merge(x, self.mechanism.reference(q, *self._from_memory(context), context)[0]), state
         mixed, state = self.mechanism.reference(*self._from_self(x, context), context, state)
         return self._merge(x, mixed), state
 
     def _from_self(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv(x).split_with_sizes(self.widths, -1)
-        q, k = self._split(q, self.heads, self.q_norm), self._split(k, self.kv_heads, self.k_norm)
-        return q, *_silence(k, v.unflatten(-1, self.kv_heads), context.tokens)
+        q, k, v = torch.unflatten(self.qkv(x), -1, (-1, self.heads[1])).split_with_sizes(self.shares, -2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        valid = context.tokens.valid
+        return (q, k, v) if valid is None else (q, *_silence(k, v, valid))
+
+    def _queries(self, x: Tensor) -> Tensor:
+        q: Tensor = self.q(x).unflatten(-1, self.heads)
+        return q if self.q_norm is None else self.q_norm(q)
 
     def _from_memory(self, context: Context) -> tuple[Tensor, Tensor]:
         assert context.memory is not None
         assert context.memory_tokens is not None
-        k, v = self.kv(context.memory).chunk(2, dim=-1)
-        return _silence(
-            self._split(k, self.kv_heads, self.k_norm), v.unflatten(-1, self.kv_heads), context.memory_tokens
-        )
-
-    @staticmethod
-    def _split(x: Tensor, heads: tuple[int, int], norm: nn.Module | None) -> Tensor:
-        x = x.unflatten(-1, heads)
-        return x if norm is None else norm(x)
+        k, v = self.kv(context.memory).unflatten(-1, (-1, self.heads[1])).chunk(2, dim=-2)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        valid = context.memory_tokens.valid
+        return (k, v) if valid is None else _silence(k, v, valid)
 
     def _merge(self, x: Tensor, mixed: Tensor) -> Tensor:
         mixed = mixed.flatten(-2)
@@ -145,9 +147,7 @@ class MultiHeadAttention(Sublayer):
         return y
 
 
-def _silence(k: Tensor, v: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+def _silence(k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Set keys and values at padding to 0, so that sums over all columns are sums over real tokens."""
-    if tokens.valid is None:
-        return k, v
-    padding = ~tokens.valid[:, :, None, None]
+    padding = ~valid[:, :, None, None]
     return k.masked_fill(padding, 0.0), v.masked_fill(padding, 0.0)

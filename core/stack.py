@@ -42,9 +42,14 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
         self.checkpoint_activations = False
+        # By layer and sublayer; a sublayer that declares nothing is left out, and handed no state.
         self._state_names = [
-            {sub: {key: f"layers.{i}.{sub}.{key}" for key in layer.declared()} for sub, layer in b.sublayers().items()}
-            for i, b in enumerate(blocks)
+            {
+                sub: {key: f"layers.{i}.{sub}.{key}" for key in layer.declared()}
+                for sub, layer in block.sublayers().items()
+                if layer.declared()
+            }
+            for i, block in enumerate(blocks)
         ]
         self._declared = self._declare()
         self._appends = "pos" in self._declared
@@ -78,7 +83,7 @@ class Stack(nn.Module):
         if any(rule.grows == "append" for rule in layers.values()):
             # Position of each past column, -1 at padding: who is visible follows from it.
             own["pos"] = Remembered(("batch", PAST), "append", "int64", fill=-1)
-        if any("cross_attention" in subs for subs in self._state_names):
+        if any("cross_attention" in block.names for block in self.blocks):
             own["memory_mask"] = Remembered(("batch", "memory"), "static", "int64")
         return own | layers
 
@@ -140,10 +145,11 @@ class Stack(nn.Module):
         tokens = self._tokens(x, packing, document_ids, state)
         if packing is not None:
             x = packing.pack(x)
-        x = add_positions(x, cast(Sequence[Position], self.positions), tokens)
+        positions = cast(tuple[Position, ...], tuple(self.positions))
+        x = add_positions(x, positions, tokens)
         context = Context(
             tokens, self.site.causal, _past(state), None if state is None else state.seen,
-            positions=cast(Sequence[Position], self.positions), weights=weights,
+            positions=positions, weights=weights,
         )  # fmt: skip
         x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
         if self.norm is not None:
@@ -171,17 +177,20 @@ class Stack(nn.Module):
             before = {s: {key: state.tensors[name] for key, name in names.items()} for s, names in subs.items()}
             x, after = block(x, here, before)
             for sub, names in subs.items():
-                tensors.update({name: after[sub][key] for key, name in names.items()})
+                for key, name in names.items():
+                    tensors[name] = after[sub][key]
         return x, tensors
 
     def _tokens(self, x: Tensor, packing: Packing | None, doc: Tensor | None, state: State | None) -> Tokens:
-        column = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
         valid = None if packing is None else packing.valid
         if doc is not None:
             # Padding becomes a document of its own: it stands at the end of a packed row.
             doc = doc if packing is None else packing.pack(doc + 1)
             return Tokens(document_positions(doc), valid, doc)
-        return Tokens(column if state is None else column + state.seen.unsqueeze(1), valid)
+        if state is not None and x.shape[1] == 1 and not is_exporting():
+            return Tokens(state.seen.unsqueeze(1), valid)
+        column = torch.arange(x.shape[1], device=x.device)
+        return Tokens(column.unsqueeze(0) if state is None else column + state.seen.unsqueeze(1), valid)
 
     def _cross(self, context: Context, state: State | None, memory: Tensor | None, mask: Tensor | None) -> Context:
         if state is not None and "memory_mask" in state.tensors:
@@ -201,7 +210,7 @@ class Stack(nn.Module):
         tensors["seen"] = state.seen + count
         if self._appends:
             pos = tokens.pos if tokens.valid is None else tokens.pos.masked_fill(~tokens.valid, -1)
-            tensors["pos"] = torch.cat([state.tensors["pos"], pos.expand(state.seen.shape[0], -1)], dim=1)
+            tensors["pos"] = torch.cat([state.tensors["pos"], pos], dim=1)
         columns = state.columns + tokens.pos.shape[1]
         return State(tensors, columns, state.padded if mask is None else columns, state.cropper)
 

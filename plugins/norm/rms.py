@@ -24,6 +24,7 @@ class RmsNorm(Norm):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.eps = config.eps
+        self.shape = (site.d_model,)
         self.weight = nn.Parameter(torch.empty(site.d_model))
         self.reset_parameters()
 
@@ -33,8 +34,10 @@ class RmsNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (..., C) with torch's kernel, which sums in fp32."""
-        # Under autocast x is narrower than the weight, and the kernel takes one dtype only.
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        weight: Tensor = self.weight
+        if weight.dtype != x.dtype:  # under autocast x is narrower than the weight; the kernel takes one dtype only
+            weight = weight.to(x.dtype)
+        return F.rms_norm(x, self.shape, weight, self.eps)
 
     def reference(self, x: Tensor) -> Tensor:
         """Compute the same from its definition."""

@@ -49,24 +49,18 @@ class RopePosition(Position):
 
     def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return x (B, T, H, D) turned; computed in fp32 at least."""
-        cos, sin = self._tables(x, tokens)
+        cos, sin = tokens.once((self, x.dtype), lambda: self._cos_sin(tokens, accumulation_dtype(x.dtype)))
         turning = x if self.width == x.shape[-1] else x[..., : self.width]
         if turning.dtype != cos.dtype:
             turning = turning.to(cos.dtype)
-        turned = torch.addcmul(turning * cos, self._partners(turning), sin)
+        if self.config.layout == "half":
+            partners = turning.roll(self.width // 2, -1)
+        else:
+            partners = turning.unflatten(-1, (-1, 2)).roll(1, -1).flatten(-2)
+        turned = torch.addcmul(turning * cos, partners, sin)
         if turned.dtype != x.dtype:
             turned = turned.to(x.dtype)
         return turned if self.width == x.shape[-1] else torch.cat([turned, x[..., self.width :]], dim=-1)
-
-    def _tables(self, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        wide = accumulation_dtype(x.dtype)
-        return tokens.once((self, wide), lambda: self._cos_sin(tokens, wide))
-
-    def _partners(self, x: Tensor) -> Tensor:
-        """Return x with the two entries of each pair exchanged."""
-        if self.config.layout == "half":
-            return x.roll(self.width // 2, -1)
-        return x.unflatten(-1, (-1, 2)).roll(1, -1).flatten(-2)
 
     def _cos_sin(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of each entry, (B or 1, T, 1, width); the first of a pair has its sine negated."""
