@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 # How many processes `make walk` keeps busy.
 WORKERS ?= 2
 
-.PHONY: help demo test walk bench lint lock clean venv
+.PHONY: help demo test walk bench swap recall lint lock clean venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -29,6 +29,12 @@ walk: venv ## walk every combination of attention, position, norm and topology: 
 
 bench: venv ## run the benchmarks
 	$(PY) -m pytest benchmarks
+
+swap: venv ## measure what swapping the attention does to held-out text, in docs/comparison.md
+	$(PY) benchmarks/swap.py
+
+recall: venv ## measure what each attention can recall, in docs/comparison.md
+	$(PY) benchmarks/recall.py
 
 lint: venv ## check style and types
 	$(VENV)/bin/ruff check
