@@ -76,9 +76,7 @@ class Decoder(nn.Module):
             kept.append(kv)
         return self.norm(x), kept
 
-    def step(
-        self, ids: Tensor, past: list[tuple[Tensor, Tensor]] | None
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def step(self, ids: Tensor, past: list[tuple[Tensor, Tensor]] | None) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Return the logits of new tokens and the next keys and values."""
         x, kept = self.hidden(ids, past)
         return F.linear(x, self.embedding.weight), kept
@@ -89,8 +87,8 @@ class Decoder(nn.Module):
         return F.cross_entropy(F.linear(x, self.embedding.weight).flatten(0, 1), targets.flatten())
 
 
-def copy_weights(model: Decoder, composed: nn.Module) -> None:
-    """Give a hand-written model the weights of a composed one."""
+def copy_weights(model: Decoder, composed: nn.Module, *, share: bool = False) -> None:
+    """Give a hand-written model the weights of a composed one; `share` the very tensors, for what only reads them."""
     names = {
         "attention.qkv": "qkv",
         "attention.out": "out",
@@ -105,4 +103,4 @@ def copy_weights(model: Decoder, composed: nn.Module) -> None:
         for theirs, ours in names.items():
             short = short.replace(f".{theirs}.", f".{ours}.")
         renamed[short] = tensor
-    model.load_state_dict(renamed)
+    model.load_state_dict(renamed, assign=share)
