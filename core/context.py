@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from torch import Tensor
 
@@ -47,11 +46,6 @@ class Context:
         """Return the tokens of all keys that an appending layer sees: past and new."""
         past = self.past
         return self.tokens if past is None else self.tokens.once("keys", lambda: join(past, self.tokens))
-
-    @cached_property
-    def plain(self) -> bool:
-        """Say that column order is all there is to know, of the new tokens and of those before."""
-        return self.tokens.plain and (self.past is None or self.past.plain)
 
     @property
     def length(self) -> Tensor | None:

@@ -39,10 +39,11 @@ class FullAttention(Mechanism):
         if context.weights is not None:
             return self.reference(q, k, v, context, state)
         q, k, v, state = self._extend(q, k, v, context, state)
+        plain = context.tokens.plain and (context.past is None or context.past.plain)
         bias = context.score(context.tokens, None, q, k)
-        if context.plain and context.past is None:
+        if plain and context.past is None:
             return softmax_attention(q, k, v, scale=self.scale, causal=context.causal, bias=bias), state
-        if context.plain and q.shape[1] == 1:
+        if plain and q.shape[1] == 1:
             return softmax_attention(q, k, v, scale=self.scale, bias=bias), state
         mask = context.once("visible", lambda: context.visible(context.keys))
         return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
