@@ -183,6 +183,8 @@ def test_ways_to_save_memory_learn_the_same(text: Path, tmp_path: Path, option: 
 
 # Tracing an autograd function instantiates one, inside torch.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+# Once much else was compiled in a process, dynamo looks at gradients where there are none.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiled_step_learns_the_same(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph is traced as ever; the backend that generates code, which takes a minute, is left out."""
     train(decoder(text, steps=3), tmp_path / "plain")
