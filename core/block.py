@@ -63,9 +63,10 @@ class Block(nn.Module):
         after: dict[str, Memories] = {}
         parallel = self._norm("shared", x) if self.placement == "parallel" else None
         for name in self.names:
-            source = parallel if parallel is not None else x
-            if self.placement in ("pre", "sandwich"):
-                source = self._norm(name, x)
+            if parallel is not None:
+                source = parallel
+            else:
+                source = x if self.placement == "post" else self._norm(name, x)
             sublayer: Any = self._modules[name]
             y, kept = sublayer(source, contexts[name], None if state is None else state.get(name))
             if kept is not None:

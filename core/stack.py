@@ -17,7 +17,7 @@ from .context import Context
 from .embedding import Borrowed, Embedding, Input
 from .norm import Norm
 from .position import Position, add_positions
-from .state import PAST, Declared, Remembered, State
+from .state import PAST, Declared, Memories, Remembered, State
 from .tokens import Packing, Tokens, document_positions
 
 
@@ -134,7 +134,8 @@ class Stack(nn.Module):
         """Return hidden states (B, T, C) and the next state.
 
         attention_mask (B, T): 1 at real tokens, anywhere in a row; with a state it may also cover all that came before,
-        (B, past + T), of which the last T count. document_ids (B, T): rows of several documents, kept apart.
+        (B, past + T), of which the last T count. document_ids (B, T): rows of several documents, kept apart, each in one
+        stretch.
 
         Raises:
             InputError: shapes that do not fit, too many tokens, documents together with a state.
@@ -174,7 +175,9 @@ class Stack(nn.Module):
                 else:
                     x, _ = block(x, here)
                 continue
-            before = {s: {key: state.tensors[name] for key, name in names.items()} for s, names in subs.items()}
+            before: dict[str, Memories] = {}
+            for sub, names in subs.items():
+                before[sub] = {key: state.tensors[name] for key, name in names.items()}
             x, after = block(x, here, before)
             for sub, names in subs.items():
                 for key, name in names.items():

@@ -64,7 +64,7 @@ class RopePosition(Position):
 
     def _cos_sin(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of each entry, (B or 1, T, 1, width); the first of a pair has its sine negated."""
-        angle = tokens.pos.unsqueeze(-1).unsqueeze(-1).to(dtype) * self._speeds(tokens.pos.device, dtype)
+        angle = tokens.pos[:, :, None, None] * self._speeds(tokens.pos.device, dtype)
         return angle.cos(), angle.sin()
 
     def _speeds(self, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -116,15 +116,10 @@ def _run_in_steps(graph: Graph, inputs: dict[str, Tensor], state: dict[str, Tens
         assert after.keys() == graph.gives.keys()
         assert outputs.keys() == graph.outputs.keys()
         assert all(outputs[name].dim() == len(dims) for name, dims in graph.outputs.items())
-        assert all(state_dims(after[name]) == len(rule.dims) for name, rule in graph.gives.items())
+        assert all(after[name].dim() == len(rule.dims) for name, rule in graph.gives.items())
         state.update(after)
         found.append(outputs)
     return {name: torch.cat([piece[name] for piece in found], dim=1) for name in graph.outputs}
-
-
-def state_dims(tensor: Tensor) -> int:
-    """Return how many dimensions a remembered tensor has."""
-    return tensor.dim()
 
 
 @torch.no_grad()
