@@ -134,7 +134,7 @@ class Stack(nn.Module):
         """Return hidden states (B, T, C) and the next state.
 
         attention_mask (B, T): 1 at real tokens, anywhere in a row; with a state it may also cover all that came before,
-        (B, past + T), of which the last T count. document_ids (B, T): rows of several documents, kept apart, each in one
+        (B, past + T), of which the last T count. document_ids (B, T): rows of several documents, kept apart, each one
         stretch.
 
         Raises:
