@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 # How many processes `make walk` keeps busy.
 WORKERS ?= 2
 
-.PHONY: help demo test walk bench swap recall lint lock clean venv
+.PHONY: help demo test walk bench swap recall kill lint lock clean venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -28,13 +28,17 @@ walk: venv ## walk every combination of attention, position, norm and topology: 
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m walk --workers $(WORKERS)
 
 bench: venv ## run the benchmarks
-	$(PY) -m pytest benchmarks
+	$(PY) -m pytest -s -o timeout=900 benchmarks/bench_*.py
+	$(PY) benchmarks/memory.py
 
 swap: venv ## measure what swapping the attention does to held-out text, in docs/comparison.md
 	$(PY) benchmarks/swap.py
 
 recall: venv ## measure what each attention can recall, in docs/comparison.md
 	$(PY) benchmarks/recall.py
+
+kill: venv ## kill trainings at 20 random moments: the final weights must be bit-equal
+	$(PY) benchmarks/kill.py
 
 lint: venv ## check style and types
 	$(VENV)/bin/ruff check
