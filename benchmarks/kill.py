@@ -38,22 +38,29 @@ COMMAND = [sys.executable, "-c", "from transom.cli import main; main()", "train"
 
 
 def start(folder: Path, out: str) -> subprocess.Popen[str]:
-    """Start the training, and wait until it says its first word: libraries are imported, the data is prepared."""
-    process = subprocess.Popen(
-        [*COMMAND, out], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    """Start the training; it prints a line an event on standard error."""
+    return subprocess.Popen(
+        [*COMMAND, out], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, bufsize=1
     )
-    assert process.stderr is not None
-    process.stderr.readline()
-    return process
 
 
-def finish(process: subprocess.Popen[str]) -> float:
-    """Wait until the training is done, and return the seconds that it took; what went wrong ends this program."""
-    began = time.monotonic()
+def finish(process: subprocess.Popen[str]) -> list[str]:
+    """Wait until the training is done, and return its lines; what went wrong ends this program."""
     _, said = process.communicate()
     if process.returncode:
         sys.exit(f"the training ended with {process.returncode}:\n{said}")
-    return time.monotonic() - began
+    return said.splitlines()
+
+
+def kill(process: subprocess.Popen[str], line: int, delay: float) -> bool:
+    """Kill the training `delay` seconds after its line of this number; say whether it had not ended by itself."""
+    assert process.stderr is not None
+    for _ in range(line):
+        process.stderr.readline()
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -79,24 +86,20 @@ def main() -> None:
         (folder / "text").mkdir()
         for number in range(60):
             (folder / "text" / f"{number}.txt").write_text(f"{number} and {number + 1} make {2 * number + 1}. " * 6)
-        lasted = finish(start(folder, "whole"))
+        began = time.monotonic()
+        lines = len(finish(start(folder, "whole")))
+        pause = (time.monotonic() - began) / lines
         whole = weights(folder / "whole")
-        print(f"uninterrupted: {lasted:.1f} s")
         for moment in range(1, given.moments + 1):
-            out, after = f"killed-{moment}", dice.uniform(0, lasted)
-            process = start(folder, out)
-            try:
-                process.wait(after)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-            process.communicate()
-            how = "killed" if process.returncode == -signal.SIGKILL else "done before"
+            out, line, delay = f"killed-{moment}", dice.randint(1, lines - 2), dice.uniform(0, pause)
+            killed = kill(start(folder, out), line, delay)
             found = checkpoint(folder / out)
             finish(start(folder, out))
             equal = weights(folder / out) == whole
             different += not equal
+            how = f"killed {delay:.3f} s after line {line} of {lines}" if killed else "done before it could be killed"
             end = "the same weights" if equal else "OTHER WEIGHTS"
-            print(f"{moment:2}: {how} {after:.2f} s, {found}; started again: {end}", flush=True)
+            print(f"{moment:2}: {how}, {found}; started again: {end}", flush=True)
     print("all the same" if not different else f"{different} of {given.moments} differ")
     sys.exit(different > 0)
 
