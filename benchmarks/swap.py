@@ -102,9 +102,9 @@ def report(lines: dict[str, list[dict[str, float]]], simple: dict[str, float]) -
         for name, figures in sorted(found.items(), key=lambda item: mean(item[1]))
     ]
     lost = losers(found)
-    verdict = "Not every attention beats `none`: " + ", ".join(lost) if lost else (
-        "Each attention of three seeds beats `none` by more than the spread of either."
-    )  # fmt: skip
+    verdict = "Each attention with three seeds beats `none` by more than the spread of either."
+    if lost:
+        verdict = f"Not by more than the spread of three seeds better than `none`: {', '.join(lost)}."
     spec = load_spec("tiny_gpt", EQUAL)
     publish(
         "Held-out text",
