@@ -38,7 +38,7 @@ PAIRS = (4, 8, 16)
 SLOTS = 48
 FAR = 32  # tokens of distance that a column of the table covers
 TOKENS = 6144  # of a training step
-SEEDS = (0,)
+SEEDS = (0, 1)
 GOAL = 0.99  # of the queries that `full` must answer, with any number of pairs
 
 ATTENTIONS = {
@@ -190,10 +190,13 @@ def report(lines: dict[str, list[dict[str, Any]]]) -> bool:
         f"""`make recall`, with {VERSIONS}: a row of {2 * SLOTS} tokens shows pairs of a key and a value, and
 asks for the values of keys that it has shown (Arora et al. 2023). Each model has two layers of width {spec.model.d_model} without
 feedforward, and learns for {spec.train.steps} steps of {TOKENS:,} tokens, short rows first. Shares of values named right, in per cent, by the
-number of pairs and by how many tokens back the value stands; guessing gives {100 / KEYS:.1f}. Seeds
-draw first weights and rows; here {len(SEEDS)} each, the mean with the least and the largest where there are more. The state is what decoding remembers after a row, in fp32.
+number of pairs and by how many tokens back the value stands; guessing gives {100 / KEYS:.1f}. The mean of {len(SEEDS)} seeds,
+with the least and the largest; a seed draws first weights and rows. The state is what decoding remembers after a row, in fp32.
 `local` sees 32 tokens, and two layers of it 63; `hybrid` is a layer of `local` below one of `full`; `sparse` sees the
 first block of 16 tokens, two near and one random.
+
+The recipe was found by trying some twenty on `full` alone, most of which stayed on a plateau. The others were given it as
+it is: their shares are what this recipe reaches, not what they can do.
 
 {table(("attention", "state", "pairs", "all", *reach), rows)}
 `full` is right on at least {100 * worst:.1f}% of all queries, whatever the pairs and the seed.
