@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from .component import Component, Site
 from .tokens import Tokens
 
-HOOKS = frozenset({"add", "rotate", "score"})
-
 
 class Position(nn.Module, Component, ABC):
     """Tell a model where its tokens stand, through the hooks that `hooks` declares.

@@ -80,6 +80,11 @@ class Topology(nn.Module, Component, ABC):
         self.heads = nn.ModuleDict(heads)
         self.spec: Any = None  # what it was composed from; set by whoever composes
 
+    @classmethod
+    def lenders(cls, config: Any) -> Mapping[str, str]:
+        """Say which stacks read with another's embedding: stack's name -> lender's, which is built before it."""
+        return {}
+
     @abstractmethod
     def forward(self, *, logits: bool = True, **inputs: Any) -> Output:
         """Run the model on keyword inputs with the field's names."""

@@ -24,11 +24,17 @@ def check(spec: Spec) -> None:
 
 
 def _stacks(spec: Spec) -> Iterator[Problem]:
+    lenders = spec.model.topology.cls.lenders(spec.model.topology.config)
     for name, role in spec.model.topology.cls.stacks.items():
         stack = spec.model.stacks[name]
         path = f"model.stacks.{name}"
         if stack.embedding is None:
             yield spec.problem(f"{path}.embedding", f"the stack '{name}' needs an embedding: there is nothing to read")
+        elif name in lenders and stack.embedding != spec.model.stacks[lenders[name]].embedding:
+            yield spec.problem(
+                f"{path}.embedding",
+                f"the stack '{name}' reads with the embedding of '{lenders[name]}', and can't have one of its own",
+            )
         for index, layer in enumerate(stack.layers):
             yield from _layer(spec, f"{path}.layers.{index}", role, stack, layer)
 

@@ -101,10 +101,10 @@ class _Builder:
         """Build stacks, then heads, then what wires them."""
         model = self.spec.model
         roles: Mapping[str, StackRole] = model.topology.cls.stacks
+        lenders = model.topology.cls.lenders(model.topology.config)
         stacks: dict[str, Stack] = {}
         for name, role in roles.items():
-            shared = role.memory and getattr(model.topology.config, "share_embedding", False)
-            lender = stacks[role.memory].embedding if shared and role.memory else None
+            lender = stacks[lenders[name]].embedding if name in lenders else None
             stacks[name] = self.stack(name, model.stacks[name], role, lender)
         last = list(stacks.values())[-1]
         site = Site(d_model=model.d_model, max_seq_len=model.max_seq_len)

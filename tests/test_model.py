@@ -148,6 +148,13 @@ def test_a_shared_table_is_named_once():
     assert model(input_ids=ids(1, 3), decoder_input_ids=ids(1, 3)).logits.abs().max() > 0
 
 
+def test_a_shared_table_leaves_no_room_for_another():
+    other = "  decoder: {embedding: {vocab_size: 50}, layer: {cross_attention: {kind: full, n_heads: 3}}}"
+    with pytest.raises(transom.SpecError, match="reads with the embedding of 'encoder'"):
+        model_of("{kind: encoder_decoder, share_embedding: true}", more=other)
+    assert model_of("{kind: encoder_decoder, share_embedding: false}", more=other).decoder.embedding.vocab_size == 50
+
+
 def test_a_spec_that_does_not_compose_names_both_parts_and_the_reason():
     with pytest.raises(transom.SpecError, match=r"'linear' does not compose with position 'alibi'.*because"):
         model_of(attention="{kind: linear, n_heads: 3}", position="alibi")

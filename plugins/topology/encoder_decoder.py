@@ -32,6 +32,11 @@ class EncoderDecoderTopology(Topology):
 
         share_embedding: bool = False
 
+    @classmethod
+    def lenders(cls, config: Config) -> Mapping[str, str]:
+        """Let the decoder read with the encoder's table where the options say so."""
+        return {"decoder": "encoder"} if config.share_embedding else {}
+
     def forward(
         self,
         *,
