@@ -132,7 +132,7 @@ def test_a_broken_spec_is_refused_in_its_place(
     assert SPEC.count(old) == 1
     (folder / "spec.yaml").write_text(SPEC.replace(old, new))
     before = tree(folder)
-    code, out, error = run(command, "spec.yaml", *(["-o", "run"] if command == "train" else []))
+    code, out, error = run(command, "spec.yaml", *(["-o", "runs/new"] if command == "train" else []))
     assert (code, out) == (2, "")
     assert error.startswith(f"spec.yaml:{expected}")
     assert "Traceback" not in error

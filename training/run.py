@@ -6,7 +6,7 @@ import difflib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def check_place(out: Path, spec: Spec) -> bool:
 def workplace(out: Path, spec: Spec) -> Iterator[Path]:
     """Hold a run's folder against other processes, and give where to work: in it, or beside it until `settle`.
 
-    What lies beside is removed when the block ends before it was settled.
+    What lies beside is removed when the block ends before it was settled, and folders that were made for it.
 
     Raises:
         CheckpointError: as `check_place` does, or another process is at work there.
@@ -117,6 +117,7 @@ def workplace(out: Path, spec: Spec) -> Iterator[Path]:
             yield out
         return
     beside = out.with_name(f".{out.name}.new")
+    made = [folder for folder in beside.parents if not folder.exists()]
     beside.mkdir(parents=True, exist_ok=True)
     with locked(beside / LOCK, str(out)):
         if check_place(out, spec):
@@ -126,6 +127,9 @@ def workplace(out: Path, spec: Spec) -> Iterator[Path]:
             yield beside
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+            for folder in made:
+                with suppress(OSError):  # it holds the run, or something else by now
+                    folder.rmdir()
 
 
 def settle(beside: Path, out: Path, spec: Spec) -> None:
