@@ -23,6 +23,7 @@ from ..core.topology import StackRole, Topology
 from ..core.vocabulary import Vocabulary
 from ..errors import SpecError
 from .check import check
+from .limits import check_memory, check_parameters, countable
 from .marks import BrokenSpec
 from .spec import Spec
 from .typed import LayerSpec, StackSpec
@@ -34,13 +35,18 @@ def compose(spec: Spec, device: torch.device | str = "cpu") -> Topology:
     """Build the model that a spec describes, its first weights drawn from `train.seed`; "meta" allocates nothing.
 
     Raises:
-        SpecError: parts that do not compose, or an option that does not fit the sizes around it, each at its place.
+        SpecError: parts that do not compose, or an option that does not fit the sizes around it, each at its place;
+            more parameters than a spec may make, or than the device holds.
     """
     check(spec)
     with torch.device("meta"), Undrawn():
         model = _Builder(spec).model()
     model.spec = spec
+    check_parameters(spec, sum(p.numel() for p in model.parameters()))
     if torch.device(device).type != "meta":
+        weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        for place in {"cpu", str(device)}:  # first weights are drawn on CPU
+            check_memory(spec, "model", weights, "a model of these weights", place)
         materialise(model, device, spec.train.seed)
     return model
 
@@ -123,9 +129,10 @@ class _Builder:
         assert stack.embedding is not None
         part = stack.embedding
         embedding = self.at(f"{path}.embedding", part.build, site) if lender is None else _borrowed(lender)
+        # Blocks first: an attention whose heads do not fit is refused at its own place, not at that of its positions.
+        blocks = [self.block(f"{path}.layers.{i}", stack.layers[i], site) for i in self.built(stack.layers)]
         served = [layer.attention for layer in stack.layers if layer.position is None]
         positions = self.positions(f"{path}.position", stack.position, served, site)
-        blocks = [self.block(f"{path}.layers.{i}", stack.layers[i], site) for i in self.built(stack.layers)]
         norm = None if stack.norm is None else self.at(f"{path}.norm", stack.norm.build, site)
         return Stack(site, embedding, positions, blocks, norm)
 
@@ -182,7 +189,8 @@ class _Builder:
     def at(self, path: str, build: Callable[..., Built], *args: Any) -> Built:
         """Run a component's constructor; what it says of an option becomes an error at that option's place."""
         try:
-            return build(*args)
+            with countable(self.spec, path):
+                return build(*args)
         except ValueError as error:
             field, colon, message = str(error).partition(": ")
             if colon and field.isidentifier():

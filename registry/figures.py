@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .estimate import Estimate
 from .spec import Spec
+from .units import scaled, size
 
 GROWTH = {
     "append": "grows with every token",
@@ -11,7 +12,6 @@ GROWTH = {
     "fixed": "fixed in size",
     "static": "grows with the source",
 }
-PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def amounts(spec: Spec, found: Estimate) -> list[str]:
@@ -41,17 +41,3 @@ def state(spec: Spec, found: Estimate) -> str:
         return "none: it sees its whole input at once"
     grows = ", ".join(GROWTH[how] for how in found.grows)
     return f"{size(found.state)} a row after {spec.model.max_seq_len:,} tokens; {grows}"
-
-
-def size(count: float) -> str:
-    """Return bytes as a text: `24.8 MB`."""
-    return f"{scaled(count)}B"
-
-
-def scaled(count: float) -> str:
-    """Return a number of three digits and the prefix of its unit: `24.8 M`."""
-    prefix = 0
-    while count >= 999.5 and prefix < len(PREFIXES) - 1:
-        count, prefix = count / 1000, prefix + 1
-    digits = 0 if count >= 99.95 or not prefix else 1 if count >= 9.995 else 2
-    return f"{count:.{digits}f} {PREFIXES[prefix]}"

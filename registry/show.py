@@ -21,6 +21,7 @@ from ..core.topology import Topology
 from .compose import outline, stand_ins
 from .estimate import Estimate, estimate, parameters_of
 from .figures import amounts
+from .limits import check_batch, check_parameters
 from .spec import Spec
 from .typed import LayerSpec, StackSpec
 
@@ -50,10 +51,12 @@ def describe(spec: Spec) -> Description:
     """Describe the model of a spec; neither its weights nor layers that repeat others are built.
 
     Raises:
-        SpecError: as `compose` does.
+        SpecError: as `compose` does, or a batch larger than a spec may ask for.
     """
+    check_batch(spec)
     model = outline(spec)
     found = estimate(spec, model)
+    check_parameters(spec, found.parameters)
     return Description(_Tree(spec, model, found).model(), found, (*amounts(spec, found), *found.notes, *spec.dropped))
 
 

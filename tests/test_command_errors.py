@@ -53,6 +53,8 @@ SHOWN = [
         "position: learnt",
         "7:13: model.position: no position named 'learnt' (did you mean 'learned'?)",
     ),
+    ("d_model: 12", "d_model: 99999999", "3:3: model: has 80,000,059,299,999,399 parameters; a spec"),
+    ("n_heads: 3", "n_heads: 5", "10:38: model.layer.attention.n_heads: 5 heads do not divide d_model 12"),
     ("name: small", "extends: ../../etc/passwd", "1:10: extends: should be a bundled spec's name or a path that"),
     ("name: small", "extends: spec.yaml", "1:10: extends: 'spec.yaml' extends itself, in a circle"),
     (SPEC, "", "1:1: there is nothing"),
@@ -63,6 +65,8 @@ TRAINED = [
     ("seq_len: 17", "seq_len: 22", "16:41: data.seq_len: 22 is more than the model's max_seq_len: 21"),
     ("vocab_size: 262}\n  pos", "vocab_size: 261}\n  pos", "6:14: model.embedding: vocab_size: 261 is less than"),
     ("steps: 2", "steps: 2, freeze: [decoder.layer]", "17:27: train.freeze: 'decoder.layer' matches no"),
+    ("d_model: 12", "d_model: 600000", "3:3: model: the model with its gradients and moments needs"),
+    ("batch_size: 2", "batch_size: 1000000000", "17:31: train.batch_size: a batch of 1,000,000,000 rows has"),
     ("steps: 2", "steps: 0", "17:16: train.steps: must be at least 1, not 0"),
 ]
 # Each line read is a command line, run by a fork of this process, which has imported what takes long; its exit code and

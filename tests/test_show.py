@@ -17,11 +17,11 @@ from transom.core.topology import Topology
 from transom.errors import SpecError
 from transom.registry.compose import compose
 from transom.registry.estimate import longest_batch
-from transom.registry.figures import scaled
 from transom.registry.meter import CpuKernels, Meter
 from transom.registry.shapes import rule_of
 from transom.registry.show import Branch, describe
 from transom.registry.spec import Spec, load_spec, parse_spec
+from transom.registry.units import scaled
 
 ATTENTIONS = {
     "full": "{kind: full, n_heads: 4, n_kv_heads: 2}",
