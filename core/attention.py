@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,11 @@ class Mechanism(nn.Module, Attention, ABC):
 
     The shared shell (`MultiHeadAttention`) owns projections, grouped heads, norms of q and k, and the output. Its
     `Config` is the base of every mechanism's; `n_heads`, `n_kv_heads`, `head_dim` and `scale` are its resolved numbers.
+    `turns`: where queries and keys are turned by their positions, `before` they come or by the mechanism `itself`, with
+    `context.rotate` (after a feature map, say).
     """
+
+    turns: ClassVar[Literal["before", "itself"]] = "before"
 
     def __init__(self, config: Any, site: Site) -> None:
         super().__init__()
@@ -123,8 +127,8 @@ class Mechanism(nn.Module, Attention, ABC):
     ) -> tuple[Tensor, Memories | None]:
         """Mix the values of the tokens themselves by the fastest path for this device, shape and context.
 
-        q (B, T, H, D) and k, v (B, T, K, D) come unrotated; the mechanism places `context.rotate`. k and v are 0 at
-        padding. Returns (B, T, H, D) and the next state.
+        q (B, T, H, D) and k, v (B, T, K, D); q and k are turned by the positions that rotate, or not yet where the
+        class says `turns = "itself"`. k and v are 0 at padding. Returns (B, T, H, D) and the next state.
         """
 
     @abstractmethod

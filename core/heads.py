@@ -78,6 +78,7 @@ class MultiHeadAttention(Sublayer):
         self.k_norm = config.qk_norm.build(head_site) if config.qk_norm else None
         self.gate = Linear(site.d_model, width) if config.gate else None
         self.mechanism = mechanism(config, site)
+        self.turns = mechanism.turns == "before" and "rotate" in mechanism.declares.can
 
     @property
     def declares(self) -> Declaration:
@@ -120,9 +121,18 @@ class MultiHeadAttention(Sublayer):
         return self._merge(x, mixed), state
 
     def _from_self(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = torch.unflatten(self.qkv(x), -1, (-1, self.heads[1])).split_with_sizes(self.shares, -2)
+        qkv = torch.unflatten(self.qkv(x), -1, (-1, self.heads[1]))
         if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = qkv.split_with_sizes(self.shares, -2)
             q, k = self.q_norm(q), self.k_norm(k)
+            if self.turns:
+                q, k = context.rotate(q), context.rotate(k)
+        elif self.turns:
+            # Queries and keys stand side by side: one rotation turns both.
+            qk, v = qkv.split_with_sizes((self.shares[0] + self.shares[1], self.shares[2]), -2)
+            q, k = context.rotate(qk).split_with_sizes(self.shares[:2], -2)
+        else:
+            q, k, v = qkv.split_with_sizes(self.shares, -2)
         valid = context.tokens.valid
         return (q, k, v) if valid is None else (q, *_silence(k, v, valid))
 

@@ -39,6 +39,7 @@ class Stack(nn.Module):
         self.site = site
         self.embedding = embedding
         self.positions = nn.ModuleList(positions)
+        self._positions = tuple(positions)
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
         self.checkpoint_activations = False
@@ -146,11 +147,10 @@ class Stack(nn.Module):
         tokens = self._tokens(x, packing, document_ids, state)
         if packing is not None:
             x = packing.pack(x)
-        positions = cast(tuple[Position, ...], tuple(self.positions))
-        x = add_positions(x, positions, tokens)
+        x = add_positions(x, self._positions, tokens)
         context = Context(
             tokens, self.site.causal, _past(state), None if state is None else state.seen,
-            positions=positions, weights=weights,
+            positions=self._positions, weights=weights,
         )  # fmt: skip
         x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
         if self.norm is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 from torch import Tensor, nn
 
@@ -22,10 +22,12 @@ class StackRole:
     """Say what a stack is for in a topology.
 
     `causal`: its tokens may not see later ones. `memory`: the name of the stack whose hidden states it reads, if any.
+    `prefix`: what the names of its inputs begin with.
     """
 
     causal: bool
     memory: str | None = None
+    prefix: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,10 @@ class Topology(nn.Module, Component, ABC):
         for name, stack in stacks.items():
             self.add_module(name, stack)
         self.heads = nn.ModuleDict(heads)
+        self._reads = {  # by stack: name of an input -> what the stack's embedding calls it
+            name: {role.prefix + own: own for own in stacks[name].embedding.inputs()}
+            for name, role in self.stacks.items()
+        }
         self.spec: Any = None  # what it was composed from; set by whoever composes
 
     @classmethod
@@ -130,21 +136,29 @@ class Topology(nn.Module, Component, ABC):
     def _logits_names(self) -> list[str]:
         return [f"logits.{name}" if place else "logits" for place, name in enumerate(self.heads)]
 
-    def take(self, given: Mapping[str, Tensor | None], **prefixes: str) -> dict[str, Tensors]:
-        """Deal keyword inputs out to the embeddings of stacks: stack's name -> inputs by their declared names.
-
-        `prefixes`: the stacks that read, and what their inputs' names begin with in `given`.
+    def take(self, given: Mapping[str, Tensor | None], *stacks: str) -> dict[str, Tensors]:
+        """Deal keyword inputs out to the embeddings of some stacks: stack's name -> inputs by their declared names.
 
         Raises:
             InputError: one is missing, or one is given that no stack reads.
         """
-        there = {name: tensor for name, tensor in given.items() if tensor is not None}
-        wanted = {
-            stack: {prefix + name: name for name in getattr(self, stack).embedding.inputs()}
-            for stack, prefix in prefixes.items()
-        }
-        names = [name for inputs in wanted.values() for name in inputs]
-        if sorted(names) != sorted(there):
-            got = ", ".join(sorted(there)) or "nothing"
-            raise InputError(f"this call takes the inputs {', '.join(names)}; it was given {got}")
-        return {stack: {own: there[name] for name, own in inputs.items()} for stack, inputs in wanted.items()}
+        taken: dict[str, Tensors] = {}
+        left = len(given)
+        for stack in stacks:
+            taken[stack] = own = {}
+            for name, declared in self._reads[stack].items():
+                tensor = given.get(name)
+                if tensor is None:
+                    self._refuse(given, stacks)
+                left -= 1
+                own[declared] = tensor
+        if left and any(tensor is not None for name, tensor in given.items() if name not in self._names(stacks)):
+            self._refuse(given, stacks)
+        return taken
+
+    def _names(self, stacks: Iterable[str]) -> list[str]:
+        return [name for stack in stacks for name in self._reads[stack]]
+
+    def _refuse(self, given: Mapping[str, Tensor | None], stacks: Iterable[str]) -> NoReturn:
+        got = ", ".join(sorted(name for name, tensor in given.items() if tensor is not None)) or "nothing"
+        raise InputError(f"this call takes the inputs {', '.join(self._names(stacks))}; it was given {got}")

@@ -38,7 +38,7 @@ class FullAttention(Mechanism):
         """Mix through torch's fused kernel: its causal form for plain tokens, else with a mask that layers share."""
         if context.weights is not None:
             return self.reference(q, k, v, context, state)
-        q, k, v, state = self._extend(q, k, v, context, state)
+        k, v, state = _extended(k, v, state)
         plain = context.tokens.plain and (context.past is None or context.past.plain)
         bias = context.score(context.tokens, None, q, k)
         if plain and context.past is None:
@@ -56,7 +56,7 @@ class FullAttention(Mechanism):
             assert context.memory_tokens is not None
             keys, bias = context.memory_tokens, None
         else:
-            q, k, v, state = self._extend(q, k, v, context, state)
+            k, v, state = _extended(k, v, state)
             keys, bias = context.keys, context.score(context.tokens, context.keys, q, k)
         y, weights = softmax_reference(q, k, v, self.visible(context.tokens, keys), bias, self.scale)
         if context.weights is not None:
@@ -81,13 +81,10 @@ class FullAttention(Mechanism):
         """Name torch's fused kernel."""
         return "torch SDPA, causal" if self.site.causal else "torch SDPA"
 
-    @staticmethod
-    def _extend(
-        q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None
-    ) -> tuple[Tensor, Tensor, Tensor, Memories | None]:
-        """Turn q and k, and put what is remembered before k and v."""
-        q, k = context.rotate(q), context.rotate(k)
-        if state is not None:
-            k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
-            state = {"k": k, "v": v}
-        return q, k, v, state
+
+def _extended(k: Tensor, v: Tensor, state: Memories | None) -> tuple[Tensor, Tensor, Memories | None]:
+    """Put what is remembered before k and v, and remember it all."""
+    if state is None:
+        return k, v, None
+    k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+    return k, v, {"k": k, "v": v}

@@ -46,6 +46,8 @@ class LinearAttention(Mechanism):
         lacks={"score": "it sums keys before any query meets them, so that there is no score to add a bias to"},
     )
 
+    turns: ClassVar[Literal["before", "itself"]] = "itself"  # after the feature map, and never the normaliser
+
     @dataclass(frozen=True, kw_only=True)
     class Config(HeadsConfig):
         """feature_map: `elu` is elu(x) + 1, `relu`, or `softmax` over a head's entries (Shen et al. 2021)."""

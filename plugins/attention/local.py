@@ -62,11 +62,10 @@ class LocalAttention(Mechanism):
         if context.weights is not None or is_exporting():
             return self.reference(q, k, v, context, state)
         if state is None and length <= window and context.tokens.plain:
-            q, k = context.rotate(q), context.rotate(k)
             bias = context.score(context.tokens, context.tokens, q, k)
             return softmax_attention(q, k, v, scale=self.scale, causal=self.site.causal, bias=bias), None
         if length <= window:
-            q, k, v, tokens, state = self._extend(q, k, v, context, state)
+            k, v, tokens, state = self._extend(k, v, context, state)
             mask = context.once(("window", window), lambda: self.visible(context.tokens, tokens))
             bias = context.score(context.tokens, tokens, q, k)
             return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
@@ -76,7 +75,7 @@ class LocalAttention(Mechanism):
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
     ) -> tuple[Tensor, Memories | None]:
         """Compute all scores, mask what is outside the window, and take the softmax."""
-        q, k, v, tokens, state = self._extend(q, k, v, context, state)
+        k, v, tokens, state = self._extend(k, v, context, state)
         bias = context.score(context.tokens, tokens, q, k)
         y, weights = softmax_reference(q, k, v, self.visible(context.tokens, tokens), bias, self.scale)
         if context.weights is not None:
@@ -89,16 +88,15 @@ class LocalAttention(Mechanism):
         return "torch SDPA" if tokens <= window else f"torch SDPA in blocks of {window}"
 
     def _extend(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tokens, Memories | None]:
-        """Turn q and k, put the ring before k and v, and say which tokens stand there."""
-        q, k = context.rotate(q), context.rotate(k)
+        self, k: Tensor, v: Tensor, context: Context, state: Memories | None
+    ) -> tuple[Tensor, Tensor, Tokens, Memories | None]:
+        """Put the ring before k and v, and say which tokens stand there."""
         if state is None:
-            return q, k, v, context.tokens, None
+            return k, v, context.tokens, None
         assert context.seen is not None
         tokens = join(ring_tokens(context.seen, self.config.window), context.tokens)
         after = self._written(k, v, context, state)
-        return q, torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1), tokens, after
+        return torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1), tokens, after
 
     def _written(self, k: Tensor, v: Tensor, context: Context, state: Memories) -> Memories:
         assert context.seen is not None
@@ -111,7 +109,6 @@ class LocalAttention(Mechanism):
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None
     ) -> tuple[Tensor, Memories | None]:
         """Cut queries into blocks of `window`; block i sees the keys of block i - 1 (the ring first), i, and i + 1."""
-        q, k = context.rotate(q), context.rotate(k)
         window, (batch, length) = self.config.window, q.shape[:2]
         after = None if state is None else self._written(k, v, context, state)
         blocks = -(-length // window)

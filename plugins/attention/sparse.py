@@ -135,13 +135,12 @@ class SparseAttention(Mechanism):
         if context.weights is not None or is_exporting():
             return self.reference(q, k, v, context, state)
         if state is None and context.tokens.doc is None and length > config.block * self.chosen.shape[1]:
-            q, k = context.rotate(q), context.rotate(k)
             y = self._in_blocks(q, k, v, context)
             first = 0 if self.site.causal else min(config.n_global * config.block, length)
             if first:
                 y = torch.cat([self._from_first(q[:, :first], k, v, context), y[:, first:]], dim=1)
             return y, None
-        q, k, v, tokens, state = self._extend(q, k, v, context, state)
+        k, v, tokens, state = self._extend(k, v, context, state)
         bias = context.score(context.tokens, tokens, q, k)
         mask = context.once(("sparse", config, tokens is context.tokens), lambda: self.visible(context.tokens, tokens))
         return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
@@ -150,7 +149,7 @@ class SparseAttention(Mechanism):
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
     ) -> tuple[Tensor, Memories | None]:
         """Compute all scores, mask the blocks that are not seen, and take the softmax."""
-        q, k, v, tokens, state = self._extend(q, k, v, context, state)
+        k, v, tokens, state = self._extend(k, v, context, state)
         bias = context.score(context.tokens, tokens, q, k)
         y, weights = softmax_reference(q, k, v, self.visible(context.tokens, tokens), bias, self.scale)
         if context.weights is not None:
@@ -163,15 +162,14 @@ class SparseAttention(Mechanism):
         return f"torch SDPA on {most} gathered blocks of {block}" if tokens > block * most else "torch SDPA, masked"
 
     def _extend(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tokens, Memories | None]:
-        """Turn q and k, put what is remembered before k and v, and say which tokens stand there."""
-        q, k = context.rotate(q), context.rotate(k)
+        self, k: Tensor, v: Tensor, context: Context, state: Memories | None
+    ) -> tuple[Tensor, Tensor, Tokens, Memories | None]:
+        """Put what is remembered before k and v, and say which tokens stand there."""
         if state is None:
-            return q, k, v, context.tokens, None
+            return k, v, context.tokens, None
         if not self.bounded:
             k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
-            return q, k, v, context.keys, {"k": k, "v": v}
+            return k, v, context.keys, {"k": k, "v": v}
         assert context.seen is not None
         seen, length, first = context.seen, context.length, self.config.n_global * self.config.block
         ring = ring_tokens(seen, self.config.n_window * self.config.block)
@@ -183,10 +181,10 @@ class SparseAttention(Mechanism):
             slot = torch.arange(first, device=seen.device).unsqueeze(0)
             tokens = join(Tokens(slot, slot < seen.unsqueeze(1)), tokens)
             k, v = torch.cat([state["head_k"], k], dim=1), torch.cat([state["head_v"], v], dim=1)
-            new = slice(k.shape[1] - q.shape[1], None)
+            new = slice(k.shape[1] - context.tokens.pos.shape[1], None)
             after["head_k"] = _head_write(state["head_k"], k[:, new], seen, length)
             after["head_v"] = _head_write(state["head_v"], v[:, new], seen, length)
-        return q, k, v, tokens, after
+        return k, v, tokens, after
 
     def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         block, (batch, length) = self.config.block, q.shape[:2]

@@ -40,7 +40,7 @@ class DecoderTopology(Topology):
         """
         weights: list[Tensor] | None = [] if attentions else None
         hidden, after = self.decoder(
-            self.take(inputs, decoder="")["decoder"],
+            self.take(inputs, "decoder")["decoder"],
             attention_mask=attention_mask,
             document_ids=document_ids,
             state=state,

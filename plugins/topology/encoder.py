@@ -37,7 +37,7 @@ class EncoderTopology(Topology):
         """
         weights: list[Tensor] | None = [] if attentions else None
         hidden, _ = self.encoder(
-            self.take(inputs, encoder="")["encoder"],
+            self.take(inputs, "encoder")["encoder"],
             attention_mask=attention_mask,
             document_ids=document_ids,
             weights=weights,

@@ -20,7 +20,7 @@ class EncoderDecoderTopology(Topology):
 
     stacks: ClassVar[Mapping[str, StackRole]] = {
         "encoder": StackRole(causal=False),
-        "decoder": StackRole(causal=True, memory="encoder"),
+        "decoder": StackRole(causal=True, memory="encoder", prefix="decoder_"),
     }
     generates: ClassVar[bool] = True
     encoder: Stack
@@ -57,10 +57,10 @@ class EncoderDecoderTopology(Topology):
         weights: list[Tensor] | None = [] if attentions else None
         memory = None
         if state is None:
-            given = self.take(inputs, encoder="", decoder="decoder_")
+            given = self.take(inputs, "encoder", "decoder")
             memory, _ = self.encoder(given["encoder"], attention_mask=attention_mask, weights=weights)
         else:
-            given = self.take(inputs, decoder="decoder_")
+            given = self.take(inputs, "decoder")
             if attention_mask is not None:
                 raise InputError("attention_mask together with a state: the state holds the source and its mask")
         hidden, after = self.decoder(
@@ -76,7 +76,7 @@ class EncoderDecoderTopology(Topology):
 
     def start(self, *, attention_mask: Tensor | None = None, **inputs: Tensor) -> State:
         """Encode a source and return the state before the first token that is written."""
-        memory, _ = self.encoder(self.take(inputs, encoder="")["encoder"], attention_mask=attention_mask)
+        memory, _ = self.encoder(self.take(inputs, "encoder")["encoder"], attention_mask=attention_mask)
         return self.decoder.prime(self.empty_state(memory.shape[0]), memory, attention_mask)
 
     def declared(self) -> Declared:

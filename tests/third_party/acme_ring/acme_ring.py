@@ -29,7 +29,6 @@ class SigmoidAttention(Mechanism):
         return {"k": entry, "v": entry}
 
     def forward(self, q, k, v, context, state=None):
-        q, k = context.rotate(q), context.rotate(k)
         if state is not None:
             k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
             state = {"k": k, "v": v}
