@@ -69,7 +69,7 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         start = 0 if past is None else past[0][0].shape[1]
         cos, sin = self.cos[:, start : start + ids.shape[1]], self.sin[:, start : start + ids.shape[1]]
-        x = self.embedding(ids)
+        x = self.embedding(ids) * self.embedding.embedding_dim**0.5
         kept = []
         for i, layer in enumerate(self.layers):
             x, kv = layer(x, cos, sin, None if past is None else past[i])

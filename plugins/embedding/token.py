@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,14 @@ class TokenEmbedding(Embedding):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """vocab_size: rows of the table. scale: what vectors are multiplied by (sqrt(d_model) in Vaswani et al.)."""
+        """vocab_size: rows of the table. scale: what vectors are multiplied by (sqrt_d_model: Vaswani et al. 2017).
+
+        Where the head is tied, the table starts small, for small logits: `sqrt_d_model` keeps the vectors from drowning
+        in what the first layers add to them.
+        """
 
         vocab_size: int
-        scale: float = 1.0
+        scale: float | Literal["sqrt_d_model"] = 1.0
 
         def __post_init__(self) -> None:
             if self.vocab_size < 1:
@@ -35,6 +39,7 @@ class TokenEmbedding(Embedding):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.vocab_size = config.vocab_size
+        self.scale = site.d_model**0.5 if config.scale == "sqrt_d_model" else config.scale
         self.weight = nn.Parameter(torch.empty(config.vocab_size, site.d_model))
         self.reset_parameters()
 
@@ -49,12 +54,12 @@ class TokenEmbedding(Embedding):
     def forward(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
         """Return the vectors (B, T, C) of input_ids (B, T) int64."""
         x = F.embedding(input_ids, self.weight)
-        return x if self.config.scale == 1.0 else x * self.config.scale
+        return x if self.scale == 1.0 else x * self.scale
 
     def reference(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
         """Compute the same as a product with one-hot rows."""
         rows: Tensor = F.one_hot(input_ids, self.config.vocab_size).to(self.weight.dtype) @ self.weight
-        return rows * self.config.scale
+        return rows * self.scale
 
     def table(self) -> Tensor:
         """Return the table (V, C)."""
