@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 KINDS = ("attention", "position", "norm", "feedforward", "embedding", "head", "topology", "objective", "data")
+API = 1
+"""The version of the contracts in `core`, which the module of a package names as `TRANSOM_API` to be loaded."""
 
 
 class Component:
@@ -15,11 +18,17 @@ class Component:
 
     A component class names its options in a frozen dataclass `Config`, nested in it. Its name in a spec follows from
     the class: `LocalAttention` is `local`; a class whose name can't say it sets `name`.
+
+    `lowers`: by target, `onnx` or `ort`, the name of the method that stands in for `forward` while a graph is exported
+    for it, with the same arguments: for a fused form that PyTorch's own has not, or that only some runtimes have (see
+    `torch.onnx.ops.symbolic` for operators that torch does not know). It must give the same numbers. Without one, a
+    graph gets what `forward` does while it is exported: its reference, where lengths decide between paths.
     """
 
     kind: ClassVar[str]
     name: ClassVar[str]
     Config: ClassVar[type[Any]]
+    lowers: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def build(cls, config: Any, *where: Any) -> Any:

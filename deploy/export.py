@@ -18,6 +18,7 @@ from ..core.topology import Topology
 from ..errors import ExportError
 from ..registry.settings import ExportSettings
 from .graph import state_facts, write_graph
+from .lowering import lowered
 from .manifest import MANIFEST, GraphFacts, Manifest, sha256
 from .parity import Report, Row, compare
 from .source import TOKENIZER, Source, read_source
@@ -61,7 +62,8 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
     for graph in declared.values():
         remembered |= {**graph.takes, **graph.gives}
     state = state_facts(remembered)
-    graphs = {name: write_graph(model, name, graph, folder, settings.opset) for name, graph in declared.items()}
+    with lowered(model, settings.target) as layers:
+        graphs = {name: write_graph(model, name, graph, folder, settings.opset) for name, graph in declared.items()}
     max_seq_len = min(stack.site.max_seq_len for stack in model.modules() if isinstance(stack, Stack))
     report = compare(model, folder, graphs, state, max_seq_len)
     if report.failed:
@@ -74,6 +76,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
         opset=settings.opset,
         precision=settings.precision,
         graphs=graphs,
+        layers=layers,
         state=state,
         special_ids=source.special_ids,
         versions=_versions(),

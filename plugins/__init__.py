@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import pluggy
-
 from ..core import component
 from .attention.conv import ConvAttention
 from .attention.full import FullAttention
@@ -39,10 +37,9 @@ from .topology.decoder import DecoderTopology
 from .topology.encoder import EncoderTopology
 from .topology.encoder_decoder import EncoderDecoderTopology
 
-hookimpl = pluggy.HookimplMarker("transom")
+TRANSOM_API = 1
 
 
-@hookimpl
 def transom_components() -> tuple[type[component.Component], ...]:
     """Return every component that is imported above."""
     found = (item for item in globals().values() if isinstance(item, type))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from ...core.tokens import Tokens, join, visible
 class LocalAttention(Mechanism):
     """Let every token see the `window` nearest: itself and those before it, or both sides (Beltagy et al. 2020)."""
 
+    lowers: ClassVar[Mapping[str, str]] = {"onnx": "masked"}  # one Attention in place of its parts
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile"}),
         lacks={"cross": "a window compares positions of one sequence, and a memory's are those of another"},
@@ -64,12 +66,16 @@ class LocalAttention(Mechanism):
         if state is None and length <= window and context.tokens.plain:
             bias = context.score(context.tokens, context.tokens, q, k)
             return softmax_attention(q, k, v, scale=self.scale, causal=self.site.causal, bias=bias), None
-        if length <= window:
-            k, v, tokens, state = self._extend(k, v, context, state)
-            mask = context.once(("window", window), lambda: self.visible(context.tokens, tokens))
-            bias = context.score(context.tokens, tokens, q, k)
-            return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
-        return self._in_blocks(q, k, v, context, state)
+        return (self.masked if length <= window else self._in_blocks)(q, k, v, context, state)
+
+    def masked(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Compute `forward` by torch's fused kernel with one dense mask, whatever the length."""
+        k, v, tokens, state = self._extend(k, v, context, state)
+        mask = context.once(("window", self.config.window), lambda: self.visible(context.tokens, tokens))
+        bias = context.score(context.tokens, tokens, q, k)
+        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None

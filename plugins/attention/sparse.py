@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,6 +30,7 @@ class SparseAttention(Mechanism):
     length, on every device and in every export.
     """
 
+    lowers: ClassVar[Mapping[str, str]] = {"onnx": "masked"}  # one Attention in place of its parts
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile"}),
         lacks={"cross": "blocks compare positions of one sequence, and a memory's are those of another"},
@@ -140,8 +141,14 @@ class SparseAttention(Mechanism):
             if first:
                 y = torch.cat([self._from_first(q[:, :first], k, v, context), y[:, first:]], dim=1)
             return y, None
+        return self.masked(q, k, v, context, state)
+
+    def masked(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Compute `forward` by torch's fused kernel with one dense mask, whatever the length."""
         k, v, tokens, state = self._extend(k, v, context, state)
-        bias = context.score(context.tokens, tokens, q, k)
+        config, bias = self.config, context.score(context.tokens, tokens, q, k)
         mask = context.once(("sparse", config, tokens is context.tokens), lambda: self.visible(context.tokens, tokens))
         return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
 

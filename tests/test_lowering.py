@@ -1,0 +1,68 @@
+"""Lowerings stand in for `forward` while a graph is exported, and only then."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from transom.core.lowering import TARGETS
+from transom.deploy import export
+from transom.deploy.lowering import lowered
+from transom.errors import ExportError
+from transom.registry.compose import compose
+from transom.registry.settings import ExportSettings
+from transom.registry.spec import load_spec
+
+SMALL = ["model.d_model=24", "model.layers=[{repeat: 1}]", "model.embedding.vocab_size=67", "model.max_seq_len=50"]
+
+
+def model_of(attention: str) -> torch.nn.Module:
+    return compose(load_spec("tiny_gpt", [f"model.layer.attention={attention}", *SMALL]))
+
+
+@pytest.mark.parametrize("attention", ["{kind: local, n_heads: 4, window: 5}", "{kind: sparse, n_heads: 4, block: 4}"])
+def test_a_lowering_gives_what_forward_gives(attention: str) -> None:
+    model = model_of(attention)
+    mechanism = model.get_submodule("decoder.layers.0.attention.mechanism")
+    ids = torch.randint(67, (3, 41))
+    want = model(input_ids=ids).logits
+    calls = Counter[str]()
+    name = "decoder.layers.0.attention.mechanism"
+    for target in TARGETS:
+        with lowered(model, target) as said:
+            assert mechanism.forward == mechanism.masked
+            torch.testing.assert_close(model(input_ids=ids).logits, want, rtol=1e-5, atol=1e-5)
+        calls[said[name].partition(": ")[2]] += 1
+        assert "forward" not in vars(mechanism)
+    assert calls == {"masked, its lowering for onnx": 2}
+    assert said["decoder.layers.0.feedforward"].endswith("it offers no lowering for ort")
+
+
+def test_a_lowering_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("{kind: local, n_heads: 4, window: 5}")
+    mechanism = model.get_submodule("decoder.layers.0.attention.mechanism")
+    monkeypatch.setattr(type(mechanism), "lowers", {"ort": "fussed"})
+    with lowered(model, "onnx"):
+        pass
+    with (
+        pytest.raises(ExportError, match=r"LocalAttention\.lowers: there is no method 'fussed'"),
+        lowered(model, "ort"),
+    ):
+        pass
+    assert "forward" not in vars(mechanism)
+
+
+def test_a_local_layer_is_one_attention_in_a_graph(tmp_path: Path) -> None:
+    model = model_of("{kind: local, n_heads: 4, window: 5}")
+    report = export(model, tmp_path / "out", settings=ExportSettings(target="onnx"))
+    assert not report.failed
+    nodes = Counter(node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node)
+    assert nodes["Attention"] == 1
+    assert nodes["Softmax"] == 0
+    said = json.loads((tmp_path / "out" / "transom.json").read_text())["layers"]
+    assert said["decoder.layers.0.attention.mechanism"] == "attention local: masked, its lowering for onnx"
