@@ -16,7 +16,9 @@ if TYPE_CHECKING:
         SpecError,
         TrainingError,
         TransomError,
+        TransomWarning,
     )
+    from transom.interop import export_checkpoint, import_checkpoint, import_run
     from transom.registry.compose import compose
     from transom.registry.spec import load_spec
     from transom.training import load, train
@@ -33,8 +35,12 @@ _HOMES = {
     "SpecError": "errors",
     "TrainingError": "errors",
     "TransomError": "errors",
+    "TransomWarning": "errors",
     "compose": "registry.compose",
     "export": "deploy",
+    "export_checkpoint": "interop",
+    "import_checkpoint": "interop",
+    "import_run": "interop",
     "load": "training",
     "load_spec": "registry.spec",
     "train": "training",
@@ -49,8 +55,12 @@ __all__ = [
     "SpecError",
     "TrainingError",
     "TransomError",
+    "TransomWarning",
     "compose",
     "export",
+    "export_checkpoint",
+    "import_checkpoint",
+    "import_run",
     "load",
     "load_spec",
     "train",

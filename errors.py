@@ -42,3 +42,7 @@ class ExportError(TransomError):
     """Say that a model could not be exported, or that its graph disagrees with PyTorch."""
 
     exit_code = 1
+
+
+class TransomWarning(UserWarning):
+    """Tell what a user may want to know and nothing fails for; `warnings.simplefilter` silences it as any other."""

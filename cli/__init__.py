@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from ..errors import TransomError
+from ..errors import TransomError, TransomWarning
 
 INTERRUPTED = 130
 
@@ -35,7 +36,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         # Only now, so that Ctrl-C while libraries load is as quiet as later.
         from .app import app
 
-        app(args=args, prog_name="transom", obj=session)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", TransomWarning)
+            warnings.showwarning = noting(warnings.showwarning)
+            app(args=args, prog_name="transom", obj=session)
         code: object = 0
     except SystemExit as ended:
         code = ended.code
@@ -62,6 +66,18 @@ def report(error: Exception, debug: bool) -> int:
     what = f"{type(error).__name__}: {first}" if first else type(error).__name__
     print(f"transom: {what} (run again with --debug to see where)", file=sys.stderr)
     return 1
+
+
+def noting(show: Callable[..., None]) -> Callable[..., None]:
+    """Return a way to show warnings: Transom's own as a line on standard error, all others by `show`."""
+
+    def note(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, TransomWarning):
+            print(message, file=sys.stderr)
+        else:
+            show(message, category, *where, **more)
+
+    return note
 
 
 def close_output() -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ..errors import PluginError
 from . import Session
+from .importing import importing
 from .output import notes, results
+from .plugins_app import plugins
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(plugins, name="plugins")
+
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A bundled spec's name, or the path of a YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What to change, as in model.d_model=128.")
@@ -30,10 +33,23 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of 
 
 @app.callback()
 def common(
-    context: typer.Context, debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    packages: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="no:NAME", help="Keep a package from loading; may be given several times."),
+    ] = None,
 ) -> None:
     """Compose transformers from a spec, train them, compare them and ship them to ONNX."""
     context.ensure_object(Session).debug = debug
+    for text in packages or ():
+        from ..registry.manager import default
+
+        said, colon, name = text.partition(":")
+        if said != "no" or not colon or not name:
+            raise PluginError(f"-p {text}: '{text}' is not no:NAME, as in -p no:acme")
+        default().block(name)
+        context.call_on_close(default.cache_clear)  # what the next command in this process may load is its own matter
 
 
 @app.command()
@@ -111,42 +127,30 @@ def generate(
         write(run, prompts, sampling, on_text)
 
 
+app.command(name="import")(importing)
+
+
 @app.command()
 def export(
     run: RunArgument,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to write.")],
+    to: Annotated[
+        Literal["onnx", "hf"], typer.Option(help="A graph, or the weights as a Hugging Face checkpoint.")
+    ] = "onnx",
 ) -> None:
-    """Write a run's model as ONNX, its state included.
+    """Write a run's model as ONNX, its state included, or as a Hugging Face checkpoint.
 
-    The folder also gets a report on where the graph agrees with PyTorch.
+    The folder of a graph also gets a report on where the graph agrees with PyTorch.
     """
+    if to == "hf":
+        from ..interop import export_checkpoint
+
+        print(export_checkpoint(run, out))
+        return
     from ..deploy import export as export_run
 
     print(export_run(run, out))
     print(out)
-
-
-@app.command()
-def plugins(load: Annotated[bool, typer.Option("--load", help="Try each, in a process of its own.")] = False) -> None:
-    """List the packages that bring components.
-
-    The list comes from their metadata: none is imported unless asked for.
-    """
-    from ..registry.manager import installed
-    from .packages import load_apart
-    from .render import package
-
-    failed = False
-    for found in installed():
-        print(package(found))
-        if load and found.allowed:
-            try:
-                print(*(f"  {component}" for component in load_apart(found.name)), sep="\n")
-            except PluginError as error:
-                failed = True
-                print(error, file=sys.stderr)
-    if failed:
-        raise typer.Exit(1)
 
 
 @app.command()

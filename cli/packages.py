@@ -9,14 +9,18 @@ import sys
 
 from ..errors import PluginError
 
-LIMIT = 300  # seconds that a package may take to load
+SPARE = 120  # seconds for Python and torch to start, and for a package that can't be stopped from within
 
 
 def load_apart(package: str) -> list[str]:
-    """Return the components of an installed package, each as "kind name", after loading it in a child process.
+    """Return lines on the components of an installed package, after loading it in a child process.
 
-    Raise `PluginError` with what went wrong where it can't be loaded.
+    Each has its kind and name, and below them what it declares. Raise `PluginError` with what went wrong where the
+    package can't be loaded.
     """
+    from ..registry.containment import seconds
+
+    limit = seconds() + SPARE
     command = [sys.executable, "-m", __name__, package]
     environment = {**os.environ, "TRANSOM_PLUGINS": package}
     try:
@@ -26,11 +30,11 @@ def load_apart(package: str) -> list[str]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=LIMIT,
+            timeout=limit,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise PluginError(f"package '{package}' was still loading after {LIMIT} s") from None
+        raise PluginError(f"package '{package}' was still loading after {limit:g} s") from None
     # The last line: a package may print while it loads, or end the process in its own way.
     try:
         answer: dict[str, list[str]] = json.loads(done.stdout.rpartition("\n\n")[2])
@@ -44,14 +48,14 @@ def load_apart(package: str) -> list[str]:
 
 def main(package: str) -> None:
     """Load a package here, in the child, and print as JSON, after an empty line, its components or what went wrong."""
-    from ..core.component import KINDS
-    from ..registry.manager import BUILT_IN, names
+    from ..registry.declared import declared
+    from ..registry.manager import default
 
     try:
-        found = [(kind, name) for kind in KINDS for name in names(kind, everything=True)]
-        # A name without a package is a built-in's.
-        mine = [(kind, name) for kind, name in found if (name.rpartition("/")[0] or BUILT_IN) == package]
-        answer = {"components": [f"{kind} {name}" for kind, name in mine]}
+        lines = list[str]()
+        for cls in default().components(package):
+            lines += [f"  {cls.kind} {cls.name}", *(f"    {line}" for line in declared(cls))]
+        answer = {"components": lines}
     except PluginError as error:
         answer = {"error": [str(error)]}
     print("\n\n" + json.dumps(answer))

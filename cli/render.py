@@ -36,8 +36,8 @@ def tree(branch: Branch, under: Tree | None = None) -> Tree:
 
 def package(found: Installed) -> str:
     """Return the line that lists a package of components."""
-    refused = "" if found.allowed else "  (TRANSOM_PLUGINS does not allow it)"
-    return f"{found.name}  {found.distribution} {found.version}  {found.module}{refused}"
+    barred = f"  ({found.barred})" if found.barred else ""
+    return f"{found.name}  {found.release}  {found.module}{barred}"
 
 
 @contextmanager

@@ -6,7 +6,10 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from .moves import Layouts
 
 KINDS = ("attention", "position", "norm", "feedforward", "embedding", "head", "topology", "objective", "data")
 API = 1
@@ -23,17 +26,38 @@ class Component:
     for it, with the same arguments: for a fused form that PyTorch's own has not, or that only some runtimes have (see
     `torch.onnx.ops.symbolic` for operators that torch does not know). It must give the same numbers. Without one, a
     graph gets what `forward` does while it is exported: its reference, where lengths decide between paths.
+
+    `trials`: sets of options that the conformance suite proves it with, besides those that it finds itself; the first
+    is what most rows run with. The suite's `d_model` is 36 (12 in some rows) and its `max_seq_len` 199.
+
+    What was published stays readable. `since`: option -> the version of its package that brought it. `renamed`: an
+    option's old name -> its new one; specs with the old one go on working, with a note. `gone`: an option that is no
+    more -> what to do instead, a clause that follows a colon; specs with it are refused with that. `renamed_weights`:
+    the old name of a parameter or submodule within the component -> its new one; old checkpoints go on loading.
     """
 
     kind: ClassVar[str]
     name: ClassVar[str]
     Config: ClassVar[type[Any]]
     lowers: ClassVar[Mapping[str, str]] = {}
+    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    since: ClassVar[Mapping[str, str]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}
+    gone: ClassVar[Mapping[str, str]] = {}
+    renamed_weights: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def build(cls, config: Any, *where: Any) -> Any:
         """Build the component for one place: `where` is what its kind's constructor takes besides its options."""
         return cls(config, *where)  # type: ignore[call-arg]
+
+    def layouts(self) -> Layouts:
+        """Say how published checkpoints lay the parameters out: layout's name -> parameter's name -> move.
+
+        The first layout counts where a spec names none. Published names are relative to the place of the module there;
+        a parameter that a layout leaves out has its own name. Parameters of submodules count, by their dotted names.
+        """
+        return {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -10,19 +10,34 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..errors import PluginError
+
 
 def initialise(model: nn.Module, seed: int) -> None:
     """Fill every parameter and buffer of a model on CPU through its modules' `reset_parameters`.
 
     Each module draws from a generator of its own, seeded by `seed` and its name: swapping one part leaves the first
     weights of all others as they were, and a model built on the meta device equals one built directly.
+
+    Raises:
+        PluginError: a module has a parameter or a buffer, and neither it nor one that it is part of fills it.
     """
+    filled: set[nn.Module] = set()
     for name, module in model.named_modules():
         reset = getattr(module, "reset_parameters", None)
         if reset is not None:
+            filled.update(module.modules())
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed_of(seed, name))
                 reset()
+        elif module not in filled:
+            _check_empty(module)
+
+
+def _check_empty(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        where = f"{type(module).__module__}.{type(module).__qualname__}"
+        raise PluginError(f"{where}: {name} {tuple(tensor.shape)} is filled by no method reset_parameters: write one")
 
 
 def materialise(model: nn.Module, device: torch.device | str, seed: int) -> None:

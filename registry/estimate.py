@@ -15,7 +15,7 @@ from ..core.objective import Objective, Prepared
 from ..core.stack import Stack
 from ..core.topology import Topology
 from ..core.vocabulary import Vocabulary
-from ..errors import DataError, TransomError
+from ..errors import DataError, SpecError, TransomError
 from .compose import build_data, build_objective, stand_ins
 from .meter import CpuKernels, Meter
 from .spec import Spec
@@ -134,6 +134,8 @@ class _Whole:
         mask = None if prepared.mask is None else prepared.mask.to("meta")
         prepared = Prepared(meta(prepared.inputs), prepared.targets.to("meta"), mask)
         self._freeze()
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise SpecError("every parameter is frozen")
         for name in self.layers:
             self.stack(name).checkpoint_activations = settings.checkpoint_activations
         segments: list[Segment] = []

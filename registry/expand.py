@@ -40,7 +40,7 @@ class Expanded:
 def expand(root: Node, name: str, reading: Reading) -> Expanded:
     """Write every layer of a merged and resolved spec out; `name` is for a spec that has none."""
     expanded = Expanded(root)
-    defaults: dict[str, Value] = {"name": name, "objective": NONE, "data": NONE, "train": {}, "export": {}}
+    defaults: dict[str, Value] = {"name": name, "objective": NONE, "data": NONE, "train": {}, "export": {}, "hf": None}
     entries = {key: node_of(value, root.mark.below(key)) for key, value in defaults.items()}
     entries.update({key: child for key, child in root.items.items() if key in entries})
     if "model" in root.items:
@@ -195,7 +195,11 @@ def written_out(content: Content, shapes: Mapping[str, list[Shape]], registry: R
     sizes = {"topology": topology, "d_model": model.d_model, "max_seq_len": model.max_seq_len}
     inside = next(iter(stacks.values())) if len(stacks) == 1 else stacks
     plain = {item.name: getattr(content, item.name) for item in dataclasses.fields(Written) if item.name != "extends"}
-    dumped = {name: forms[name].dump(value, registry) for name, value in plain.items() if name != "model"}
+    dumped = {
+        name: forms[name].dump(value, registry)
+        for name, value in plain.items()
+        if name != "model" and not (name == "hf" and value is None)
+    }
     return {"name": dumped.pop("name"), "model": {**sizes, **inside, "head": head}, **dumped}
 
 

@@ -21,7 +21,7 @@ class Reading:
     """Carry what one reading of a spec needs and finds.
 
     `partial`: the map may be completed by others (it is a child, an override, a pattern), so nothing is missing yet and
-    references are still open. `dropped`: notes of the options that went with a swap, by their place.
+    references are still open. `dropped`: notes of options that went with a swap or have a new name, by place.
     """
 
     registry: Registry
@@ -35,7 +35,7 @@ class Reading:
         return BROKEN
 
     def drop(self, node: Node, why: str) -> None:
-        """Note that a value which was written has no effect."""
+        """Note that a value which was written has no effect, or not under the name that it was given."""
         self.dropped.setdefault(node.mark, f"{node.mark.path}: {shown(node.plain())} ({node.mark}) {why}")
 
 

@@ -40,6 +40,8 @@ class PartForm(Form):
         cls = self.component(named, reading)
         if cls is None:
             return BROKEN
+        written = renewed(written, cls, reading)
+        options = {key: child for key, child in written.items.items() if key != "kind"}
         config = record_of(cls.Config).bind_fields(written, options, reading)
         return BROKEN if config is BROKEN else Part(cls, config)
 
@@ -72,9 +74,11 @@ class PartForm(Form):
             reading.note(after.mark, "a kind that changes another can't be a reference: write it out")
             return over
         try:
-            forms = record_of(reading.registry.get(self.kind, str(after.value)).Config).forms
+            old = renewed(old, reading.registry.get(self.kind, str(before.value)), reading)
+            cls = reading.registry.get(self.kind, str(after.value))
         except UnknownName:
             return over  # noted where it is bound
+        new, forms = renewed(new, cls, reading), record_of(cls.Config).forms
         kept = {key: child for key, child in old.items.items() if key in forms or before.value == after.value}
         for key, gone in old.items.items():
             if key not in kept and key != "kind":
@@ -130,6 +134,25 @@ class PartsForm(Form):
         part = self.item.schema(schemas)
         empty = [{"type": "null"}] if self.optional else []
         return {"anyOf": [{"const": NONE}, *empty, part, {"type": "array", "items": part, "minItems": 1}]}
+
+
+def renewed(written: Node, cls: ComponentClass, reading: Reading) -> Node:
+    """Return a part's map with the options that its component renamed under their new names, noting each."""
+    if not written.items.keys() & {*cls.renamed, *cls.gone}:
+        return written
+    entries, keys = dict[str, Node](), dict(written.keys)
+    for key, child in written.items.items():
+        name = cls.renamed.get(key, key)
+        if key in cls.gone:
+            reading.note(written.place(key), f"option '{key}' is gone: {cls.gone[key]}")
+        elif name != key and name in written.items:
+            reading.note(written.place(key), f"is called '{name}' now, which is given too: leave this one out")
+        else:
+            entries[name] = child
+            keys[name] = written.place(key)
+            if name != key:
+                reading.drop(child, f"is called {name} now: write {name}")
+    return node_of(entries, written.mark, keys)
 
 
 def as_map(node: Node) -> Node | None:

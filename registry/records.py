@@ -7,7 +7,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..core.component import KINDS, Part
@@ -100,6 +100,23 @@ def description(name: str, text: str) -> str | None:
 def record_of(cls: type[Any]) -> Record:
     """Return the form of a dataclass."""
     return Record(cls)
+
+
+def parts_in(value: Any, seen: set[int]) -> Iterator[Part]:
+    """Yield the parts in a typed value and in their options; `seen`: ids of what was looked at."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    inside: Iterable[Any] = ()
+    if isinstance(value, Part):
+        yield value
+        inside = (value.config,)
+    elif dataclasses.is_dataclass(value):
+        inside = (getattr(value, item.name) for item in dataclasses.fields(value))
+    elif isinstance(value, tuple | Mapping):
+        inside = value.values() if isinstance(value, Mapping) else value
+    for item in inside:
+        yield from parts_in(item, seen)
 
 
 def form_of(annotation: Any, where: str) -> Form:

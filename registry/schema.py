@@ -59,4 +59,7 @@ class _Definitions:
         options = record_of(cls.Config).schema(self)
         about = " ".join(inspect.cleandoc(cls.__doc__ or name).split("\n\n")[0].split())
         properties = {"kind": {"const": name, "description": about}, **options["properties"]}
+        for option, version in cls.since.items():
+            said = properties[option].get("description")
+            properties[option]["description"] = f"{said}; since {version}" if said else f"since {version}"
         return {**options, "description": about, "properties": properties, "required": ["kind"]}

@@ -17,7 +17,7 @@ from .interpolate import interpolate
 from .manager import Registry, default
 from .marks import BROKEN, BrokenSpec, Mark, Node, Problem, Problems
 from .read import read_plain, read_yaml, scalar, trap
-from .records import record_of
+from .records import parts_in, record_of
 from .sources import documents, locate, overrides, read_file
 from .typed import Content, LayerSpec, ModelSpec, StackSpec
 from .written import check_written, spec_form
@@ -40,11 +40,13 @@ class Spec(Content):
     """Hold a complete spec.
 
     `resolved`: plain data that alone rebuilds it (`dump_spec` writes it as YAML). `dropped`: notes of options that were
-    written but have no effect, because the kind that had them was swapped. Specs that resolve alike are equal.
+    written but have no effect, because the kind that had them was swapped, or that have a new name. `packages`: those
+    that its parts come from, besides Transom: name -> distribution and version. Specs that resolve alike are equal.
     """
 
     resolved: dict[str, Any]
     dropped: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    packages: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
     origin: Node = dataclasses.field(repr=False, compare=False)
 
     def mark(self, path: str) -> Mark:
@@ -143,4 +145,10 @@ def _read(
         why = f"too many different layers: written out, the spec has {error.errors[0].message}"
         raise BrokenSpec([Problem(expanded.node.mark, why)]) from None
     fields = {item.name: getattr(content, item.name) for item in dataclasses.fields(Content)}
-    return Spec(**fields, resolved=resolved, dropped=tuple(reading.dropped.values()), origin=expanded.node)
+    found = {part.cls for part in parts_in(content, set())}
+    brought = filter(None, map(reading.registry.package, found))
+    packages = {
+        item.name: f"{item.distribution} {item.version}" for item in sorted(brought, key=lambda item: item.name)
+    }
+    notes = tuple(reading.dropped.values())
+    return Spec(**fields, resolved=resolved, dropped=notes, packages=packages, origin=expanded.node)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, cast
 
 from ..core.component import Part
 from .settings import ExportSettings, TrainSettings
+
+NUMBER = r"\{([a-z_]+)\}"
+"""What stands for a number in the name of a module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,44 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Say where a module stands in a published checkpoint.
+
+    `at`: what the names of its tensors begin with, "" for nothing; a `{layer}` of our own name stands for its number.
+    `layout`: which of its published layouts it has, the module's first one unless given. `names`: names of that layout,
+    or what they begin with up to a dot -> how this checkpoint has them.
+    """
+
+    at: str
+    layout: str | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HfSettings:
+    """Say where the weights are in a Hugging Face checkpoint.
+
+    `modules`: our module -> theirs, or a map of where it is and how it is laid out there; `{layer}` in both stands for
+    any number. `ignore`: glob patterns of tensors that carry no weight.
+    """
+
+    modules: Mapping[str, Place | str]
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        places = {ours: Place(at=to) if isinstance(to, str) else to for ours, to in self.modules.items()}
+        for ours, place in places.items():
+            if odd := sorted(set(re.findall(NUMBER, ours)) ^ set(re.findall(NUMBER, place.at))):
+                raise ValueError(f"modules: {{{odd[0]}}} must stand in both '{ours}' and '{place.at}', or in neither")
+        object.__setattr__(self, "modules", places)  # written out, so that specs that say the same are equal
+
+    @property
+    def places(self) -> Mapping[str, Place]:
+        """Where our modules are, each in full."""
+        return cast("Mapping[str, Place]", self.modules)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Content:
     """Hold everything that a spec says."""
 
@@ -66,3 +108,4 @@ class Content:
     data: Annotated[Part | None, "data"]
     train: TrainSettings
     export: ExportSettings
+    hf: HfSettings | None = None

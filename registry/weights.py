@@ -11,10 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..core.component import Component
 from ..core.topology import Topology
 from ..errors import CheckpointError
 from .compose import compose
 from .spec import load_spec
+from .versions import check_packages, warn_of_changes
 
 SPEC, WEIGHTS = "spec.yaml", "model/model.safetensors"
 """Where a run's folder holds what it was made from, and its last good weights."""
@@ -25,10 +27,14 @@ def load_model(folder: Path) -> Topology:
 
     Raises:
         CheckpointError: the folder is no run, has no weights yet, or they are damaged or of another model.
+        PluginError: a package that it was made with is not installed here; other versions are a `TransomWarning`.
     """
     if not (folder / SPEC).is_file():
         raise CheckpointError(f"{folder}: is no run: {folder / SPEC} is missing; give the folder that training wrote")
-    model = compose(load_spec(folder / SPEC))
+    check_packages(folder)
+    spec = load_spec(folder / SPEC)
+    warn_of_changes(folder, spec)
+    model = compose(spec)
     fill(model, last_weights(folder), folder / WEIGHTS)
     return model.eval()
 
@@ -41,8 +47,16 @@ def last_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def fill(model: Topology, weights: Mapping[str, Tensor], origin: Path) -> None:
-    """Put weights into a model; raise CheckpointError, with the names, where the two are not alike."""
-    own = model.state_dict()
+    """Put weights into a model; raise CheckpointError as `matched` does."""
+    model.load_state_dict(matched(model, weights, origin))
+
+
+def matched(model: Topology, weights: Mapping[str, Tensor], origin: Path) -> Mapping[str, Tensor]:
+    """Return weights by the model's own names; raise CheckpointError, with the names, where the two are not alike.
+
+    Those that its components have renamed may have their old names.
+    """
+    own, weights = model.state_dict(), renewed(model, weights)
     wrong = [f"{name} is missing" for name in own if name not in weights]
     wrong += [f"{name} is not in the model" for name in weights if name not in own]
     wrong += [
@@ -53,7 +67,24 @@ def fill(model: Topology, weights: Mapping[str, Tensor], origin: Path) -> None:
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise CheckpointError(f"{origin}: are not the weights of this model: {'; '.join(wrong[:5])}{more}")
-    model.load_state_dict(dict(weights))
+    return weights
+
+
+def renewed(model: Topology, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return named tensors of a model's parameters with those that its components have renamed under the new names."""
+    places = [(f"{place}." if place else "", module) for place, module in model.named_modules()]
+    changes = [
+        (place + old, place + new)
+        for place, module in places
+        if isinstance(module, Component)
+        for old, new in module.renamed_weights.items()
+    ]
+    found = {}
+    for name, tensor in tensors.items():
+        fresh = (new + name[len(old) :] for old, new in changes if f"{name}.".startswith(f"{old}."))
+        # An old name may have come to mean something else: where there are both, each is what it says.
+        found[next((other for other in fresh if other not in tensors), name)] = tensor
+    return found
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from .marks import BROKEN, Node
 from .parts import PartForm
 from .records import Record, record_of
 from .settings import ExportSettings, TrainSettings
-from .typed import LayerSpec
+from .typed import HfSettings, LayerSpec
 
 ONLY_HEAD = "head"  # the name of a head that is written without one
 
@@ -65,7 +65,8 @@ class Written:
     """A Transom spec.
 
     `name`: of the experiment. `extends`: a bundled spec's name, or the path of one relative to this file. `model`: what
-    is built. `objective`: what is learned. `data`: what from. `train`: how. `export`: what is shipped.
+    is built. `objective`: what is learned. `data`: what from. `train`: how. `export`: what is shipped. `hf`: where the
+    weights are in a Hugging Face checkpoint.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Written:
     data: Annotated[Part | None, "data"]
     train: TrainSettings
     export: ExportSettings
+    hf: HfSettings | None
 
 
 class HeadForm(Form):

@@ -6,8 +6,11 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 import transom
+from transom.core.initialise import initialise
+from transom.errors import PluginError
 from transom.registry.spec import parse_spec
 
 BASE = """
@@ -174,3 +177,22 @@ def test_heads_that_differ_need_a_position_of_their_own():
 def test_swapping_one_part_leaves_the_first_weights_of_all_others():
     full, local = model_of(), model_of(attention="{kind: local, n_heads: 3, window: 5}")
     assert all(torch.equal(a, b) for a, b in zip(full.parameters(), local.parameters(), strict=True))
+
+
+def test_weights_that_nothing_fills_are_refused() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(3))
+
+    class Covered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Bare()
+
+        def reset_parameters(self) -> None:
+            nn.init.ones_(self.inner.factor)
+
+    initialise(Covered(), 0)
+    with pytest.raises(PluginError, match=r"Bare: factor \(3,\) is filled by no method reset_parameters"):
+        initialise(nn.Sequential(nn.Linear(2, 2), Bare()), 0)

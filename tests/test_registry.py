@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -21,9 +21,8 @@ from transom.registry.spec import dump_spec, parse_spec
 HEAD = """
 from dataclasses import dataclass
 from typing import Annotated
-import pluggy
 from transom.core.component import Component, Part
-hookimpl = pluggy.HookimplMarker("transom")
+TRANSOM_API = 1
 
 class RingAttention(Component):
     kind = "attention"
@@ -41,36 +40,16 @@ class RingAttention(Component):
                 raise KeyError("thirteen")
 """
 GIVE = """
-@hookimpl
 def transom_components():
     return {}
 """
 RING = HEAD + GIVE.format("[RingAttention]")
-Install = Callable[..., None]
+MARKED = "import pluggy\n@pluggy.HookimplMarker('transom')\n"
+Install = Callable[..., Path]
 
 
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Return a function that installs a distribution whose entry point `name` is a module with this source."""
-    monkeypatch.syspath_prepend(tmp_path)
-    before = set(sys.modules)
-
-    def put(name: str, source: str, distribution: str = "", module: str = "") -> None:
-        module = module or f"{name}_module"
-        (tmp_path / f"{module}.py").write_text(source)
-        metadata = tmp_path / f"{(distribution or name).replace('-', '_')}-1.2.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution or name}\nVersion: 1.2\n")
-        (metadata / "entry_points.txt").write_text(f"[transom]\n{name} = {module}\n")
-
-    yield put
-    for module in set(sys.modules) - before:
-        if module.endswith("_module"):
-            del sys.modules[module]
-
-
-def fresh(allowed: list[str] | None = None) -> Registry:
-    return Registry(entry_points(group=GROUP), allowed)
+def fresh(allowed: list[str] | None = None, blocked: tuple[str, ...] = ()) -> Registry:
+    return Registry(entry_points(group=GROUP), allowed, blocked)
 
 
 def test_each_built_in_file_is_registered_under_its_name(root: Path) -> None:
@@ -157,10 +136,18 @@ BROKEN = [
     ("raise SystemExit(3)", "SystemExit: 3"),
     ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
     ("x = (", "SyntaxError"),
-    ("x = 1", "it should implement the hook transom_components"),
-    (HEAD + "@hookimpl\ndef transom_componets(): return []", "PluginValidationError: unknown hook 'transom_componets'"),
-    (HEAD + "@hookimpl\ndef transom_components(kind): return []", "PluginValidationError"),
-    (HEAD + "@hookimpl\ndef transom_components(): raise SystemExit(4)", "SystemExit: 4"),
+    ("TRANSOM_API = 1", "it should implement the hook transom_components"),
+    ("x = 1", "declares no API version; this Transom offers 1: write TRANSOM_API = 1 in acme_module"),
+    ("TRANSOM_API = '1'", "declares TRANSOM_API = '1'; this Transom offers 1: write TRANSOM_API = 1 in acme_module"),
+    ("TRANSOM_API = 2", "was written for API 2, and this Transom offers 1: install a newer Transom"),
+    ("TRANSOM_API = 0", "was written for API 0, and this Transom offers 1: install a newer acme-parts"),
+    (
+        HEAD + "def transom_componets(): return []",
+        "has a function transom_componets, and there is no such hook (did you mean 'transom_components'?)",
+    ),
+    (HEAD + MARKED + "def transom_componets(): return []", "PluginValidationError: unknown hook 'transom_componets'"),
+    (HEAD + "def transom_components(kind): return []", "PluginValidationError"),
+    (HEAD + "def transom_components(): raise SystemExit(4)", "SystemExit: 4"),
     (HEAD + GIVE.format("[3]"), "gives 3, which is not a component class"),
     (HEAD + GIVE.format("[dict]"), "gives <class 'dict'>, which is not a component class"),
     (HEAD + "class Odd(Component): pass" + GIVE.format("[Odd]"), "Odd is of no kind; kinds are attention, position"),
@@ -173,6 +160,10 @@ BROKEN = [
         HEAD + "class Ring(RingAttention): name = 'ring'" + GIVE.format("[RingAttention, Ring]"),
         "two components of kind attention named 'ring': acme_module.RingAttention and acme_module.Ring",
     ),
+    (RING.replace("kind =", "since = {'sise': '1.2'}; kind ="), "since speaks of 'sise', which is no option"),
+    (RING.replace("kind =", "renamed = {'sz': 'sise'}; kind ="), "renamed speaks of 'sise', which is no option"),
+    (RING.replace("kind =", "renamed = {'size': 'norm'}; kind ="), "renamed speaks of 'size', which is one still"),
+    (RING.replace("kind =", "gone = {'size': 'give norm'}; kind ="), "gone speaks of 'size', which is one still"),
     (
         HEAD
         + "from transom.core.norm import Norm\nclass Half(Norm):\n  Config = RingAttention.Config"
@@ -222,6 +213,30 @@ def test_the_variable_narrows(install: Install) -> None:
         registry.get("attention", "acme/ring")
     assert "acme/ring" not in registry.names("attention", everything=True)
     assert registry.get("attention", "full").name == "full"
+
+
+def test_a_package_can_be_blocked(install: Install) -> None:
+    install("acme", RING)
+    install("other", RING)
+    registry = fresh(["acme", "other"], blocked=("acme",))
+    assert {item.name: item.barred for item in registry.installed()} == {
+        "acme": "-p no:acme blocks it",
+        "other": "",
+        "transom": "",
+    }
+    assert registry.get("attention", "other/ring").name == "ring"
+    registry.block("other")  # loaded, and still refused
+    for name in ("acme", "other"):
+        with pytest.raises(PluginError, match=f"package '{name}' is installed, but -p no:{name} blocks it"):
+            registry.get("attention", f"{name}/ring")
+    assert "acme_module" not in sys.modules
+    with pytest.raises(PluginError, match="package 'transom' can't be blocked"):
+        registry.block("transom")
+
+
+def test_hooks_may_be_decorated(install: Install) -> None:
+    install("acme", RING.replace("def transom_components", MARKED + "def transom_components"))
+    assert fresh().get("attention", "acme/ring").name == "ring"
 
 
 def test_the_variable_is_a_comma_list(monkeypatch: pytest.MonkeyPatch, install: Install) -> None:

@@ -91,7 +91,8 @@ def test_a_run_tells_and_leaves_what_it_did(text: Path, tmp_path: Path) -> None:
     assert events[-1] == Stopped(7, "done")
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000006", "step-00000007"]
     assert {path.name for path in out.iterdir()} == {
-        "spec.yaml", "metrics.jsonl", "checkpoints", "model", "loss.png", "data.json", "tokenizer.json", ".lock"
+        "spec.yaml", "made_by.json", "metrics.jsonl", "checkpoints", "model", "loss.png", "data.json", "tokenizer.json",
+        ".lock",
     }  # fmt: skip
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 3, 5, 6, 7, 7]

@@ -13,6 +13,7 @@ from ..core.topology import Topology
 from ..data import Dataset
 from ..registry.compose import compose
 from ..registry.spec import Spec
+from ..registry.versions import warn_of_changes
 from .batches import Batches
 from .checkpoint import Checkpoints
 from .evaluation import measure
@@ -66,6 +67,8 @@ def _trainer(spec: Spec, out: Path, folder: Path, here: World, tell: Report) -> 
     newest = Checkpoints(folder / CHECKPOINTS, spec.train.keep_checkpoints).newest()
     model, tokenizer = compose(spec), None
     freeze(model, spec)
+    if newest is not None and here.first:
+        warn_of_changes(out, spec)
     if newest is None and spec.train.init is not None:
         done, tokenizer = initialise_from(model, spec.train.init)
         tell(done)

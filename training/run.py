@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from ..core.topology import Topology
 from ..data import Tokenizer, load_tokenizer
 from ..errors import CheckpointError
 from ..registry.spec import Spec, dump_spec, load_spec
+from ..registry.versions import MADE_BY, check_packages, made_by
 from ..registry.weights import SPEC, WEIGHTS, load_model
 from .checkpoint import Checkpoints
 from .disk import locked, put, sync, write_text
@@ -60,6 +62,7 @@ def read_run(run: AnyRun) -> Run:
 
     Raises:
         CheckpointError: it is no run.
+        PluginError: a package that it was made with is not installed here.
         SpecError: its spec can't be read.
     """
     if isinstance(run, Run):
@@ -67,6 +70,7 @@ def read_run(run: AnyRun) -> Run:
     folder = Path(run)
     if not (folder / SPEC).is_file():
         raise CheckpointError(f"{folder}: is no run: it has no {SPEC}{_near(folder)}")
+    check_packages(folder)
     return Run(folder, load_spec(folder / SPEC))
 
 
@@ -75,6 +79,7 @@ def load(run: AnyRun) -> Topology:
 
     Raises:
         CheckpointError: the folder is no run, has no weights yet, or they are damaged or of another model.
+        PluginError: a package that it was made with is not installed here; other versions are a `TransomWarning`.
     """
     return load_model(read_run(run).folder)
 
@@ -90,7 +95,8 @@ def check_place(out: Path, spec: Spec) -> bool:
             raise CheckpointError(f"{out}: is there already, and is no run: choose another folder, or remove it")
         return False
     before, now = (out / SPEC).read_text(encoding="utf-8"), dump_spec(spec)
-    if before != now:
+    # An older spec may say the same in other words: with options that have new names by now, or without new ones.
+    if before != now and dump_spec(load_spec(out / SPEC)) != now:
         lines = difflib.unified_diff(before.splitlines(), now.splitlines(), f"{out / SPEC}", "this spec", lineterm="")
         raise CheckpointError(
             f"{out}: holds a run of another spec; choose another folder, or undo the difference:\n" + "\n".join(lines)
@@ -137,6 +143,7 @@ def settle(beside: Path, out: Path, spec: Spec) -> None:
     if beside == out.resolve():
         return
     write_text(beside / SPEC, dump_spec(spec))
+    write_text(beside / MADE_BY, json.dumps(made_by(spec), indent=2) + "\n")
     sync(beside)
     put(beside, out.resolve())
 

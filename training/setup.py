@@ -17,7 +17,7 @@ from ..registry.estimate import estimate
 from ..registry.limits import check_batch, check_memory
 from ..registry.marks import BrokenSpec, Problem
 from ..registry.spec import Spec
-from ..registry.weights import fill, last_weights
+from ..registry.weights import fill, last_weights, renewed
 from .events import Initialised
 from .precision import check_precision
 from .processes import World
@@ -68,7 +68,7 @@ def initialise_from(model: Topology, folder: str) -> tuple[Initialised, Tokenize
         CheckpointError: it is no run, or other parts of the models differ.
     """
     run = read_run(folder)
-    weights, own = last_weights(run.folder), model.state_dict()
+    weights, own = renewed(model, last_weights(run.folder)), model.state_dict()
     taken = {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
     fresh = []
     for name, tensor in own.items():

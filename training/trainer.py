@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core.stack import Stack
 from ..errors import TrainingError
 from ..registry.spec import Spec
-from ..registry.weights import WEIGHTS, fill
+from ..registry.weights import WEIGHTS, fill, renewed
 from .batches import Batches
 from .checkpoint import Checkpoint, Checkpoints, Progress, renew_weights, write_weights
 from .evaluation import measure
@@ -45,7 +45,7 @@ class Trainer:
         self.precision = Precision(self.settings.precision, batches.world.device)
         self.updater = Updater(step, batches, self.precision)
         if newest is not None:
-            restore_optimizer(self.updater.optimizer, self.model, newest.optimizer)
+            restore_optimizer(self.updater.optimizer, self.model, renewed(self.model, newest.optimizer))
             self.precision.restore(self.progress.scaler)
             tell(Resumed(self.progress.step, self.settings.steps))
 
