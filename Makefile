@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 # How many processes `make walk` keeps busy.
 WORKERS ?= 2
 
-.PHONY: help demo test walk bench swap recall kill lint lock clean venv
+.PHONY: help demo test conformance planted walk bench swap recall kill lint lock clean venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -22,7 +22,13 @@ demo: venv ## train a small model, write text with it and export it, in runs/dem
 	$(PY) -m transom.cli.demo
 
 test: venv ## run all tests
-	$(PY) -m pytest
+	$(PY) -m pytest --transom transom
+
+conformance: venv ## prove every component in full, and write the worst figures into docs/conformance.md
+	$(PY) -m transom.conformance transom --full --markdown docs/conformance.md
+
+planted: venv ## run the conformance suite on planted faults, and write docs/planted.md
+	PYTHONPATH=tests $(PY) -m planted
 
 walk: venv ## walk every combination of attention, position, norm and topology: half an hour on two free cores
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m walk --workers $(WORKERS)

@@ -1,1 +1,1 @@
-"""What every component must prove: the rows of docs/conformance.md, over everything that is registered."""
+"""The suite itself: what it catches."""

@@ -3,50 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from transom.core.embedding import Embedding
-from transom.core.tokens import Tokens
-
-from . import harness
-from .harness import D_MODEL, Case
+from ..core.embedding import Embedding
+from ..core.tokens import Tokens
+from .cases import D_MODEL, Case, site_of
+from .companions import text_embedding
+from .stacks import across, context, shaken, vectors
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A component at one place, as a function of tensors."""
+    """A component at one place.
+
+    `causal`, `cross`: the site of an attention, and what a position serves. `hook`: of a position. `beside`: the
+    component that it stands with, where a row goes through several: an attention's position, a topology's head.
+    """
 
     case: Case
     causal: bool = True
     cross: bool = False
     hook: str = ""
+    beside: Case | None = None
 
     def __str__(self) -> str:
         where = "cross" if self.cross else "causal" if self.causal else "two_sided"
-        return "-".join(filter(None, (self.case.cls.kind, str(self.case), self.hook, where)))
+        beside = "" if self.beside is None else f"with_{self.beside}"
+        placed = where if self.kind in ("attention", "position") else ""
+        return "-".join(filter(None, (self.case.label, self.hook, beside, placed)))
 
     @property
     def kind(self) -> str:
         """Return the component's kind."""
         return cast(str, self.case.cls.kind)
 
+    def of(self, case: Case) -> Subject:
+        """Return the same place with another choice of options."""
+        return replace(self, case=case)
+
     def raw(self, **facts: Any) -> nn.Module:
         """Build the component as its constructor leaves it; a head behind the embedding that it may be tied to."""
         facts = {"causal": self.causal and not self.cross, "cross": self.cross} | facts
-        site = harness.site_of(self.case, **facts)
+        site = site_of(self.case, **facts)
         if self.kind != "head":
             return cast(nn.Module, self.case.part.build(site))
-        table = next(case for case in harness.bases("embedding") if "vocab_size" in case.config.__dataclass_fields__)
-        embedding = table.part.build(site)
+        embedding = text_embedding().part.build(site)
         return nn.ModuleList([embedding, self.case.part.build(site, embedding)])
 
     def build(self, dtype: torch.dtype = torch.float64, **facts: Any) -> nn.Module:
         """Build the component with weights off their first values."""
-        return cast(nn.Module, harness.shaken(self.raw(**facts), dtype=dtype))
+        return cast(nn.Module, shaken(self.raw(**facts), dtype=dtype))
 
     def inputs(self, batch: int, length: int, width: int = D_MODEL) -> tuple[Tensor, ...]:
         """Draw inputs in fp64; ids are int64."""
@@ -61,8 +71,8 @@ class Subject:
         if self.hook in ("rotate", "score"):
             q = torch.randn(batch, length, 6, width // 6, dtype=torch.float64)
             return (q,) if self.hook == "rotate" else (q, torch.randn_like(q[:, :, :2]))
-        x = harness.vectors(batch, length, width)
-        return (x, harness.vectors(batch, length + 4, width)) if self.cross else (x,)
+        x = vectors(batch, length, width)
+        return (x, vectors(batch, length + 4, width)) if self.cross else (x,)
 
     def call(self, module: Any, *inputs: Tensor, reference: bool = False) -> Tensor:
         """Compute the component's output."""
@@ -78,38 +88,19 @@ class Subject:
             return cast(Tensor, run(**dict(zip(module.inputs(), inputs, strict=True))))
         if self.kind in ("norm", "head"):
             return cast(Tensor, run(x))
-        context = harness.context(x, causal=self.causal and not self.cross)
-        if self.cross:
-            pos = torch.arange(inputs[1].shape[1], device=x.device).unsqueeze(0)
-            context = harness.context(x, causal=False, memory=inputs[1], memory_tokens=Tokens(pos))
-        return cast(Tensor, run(x, context)[0])
+        here = across(*inputs) if self.cross else context(x, causal=self.causal)
+        return cast(Tensor, run(x, here)[0])
 
-    def shape(self, *inputs: Tensor) -> tuple[int, ...]:
-        """Return the declared shape of the output."""
+    def fits(self, y: Tensor, *inputs: Tensor) -> bool:
+        """Say whether an output has the declared shape for these inputs; numbers that none declares are left open."""
         x = inputs[0]
         batch, length = x.shape[:2]
         if self.kind == "embedding":
-            grid = (x.shape[-1] // harness.SMALL["patch_size"]) ** 2 + getattr(self.case.config, "class_token", 0)
-            return (batch, length if x.dim() == 2 else grid, D_MODEL)
+            columns = length if self.case.cls.maskable else y.shape[1]
+            return y.shape == (batch, columns, D_MODEL)
         if self.kind == "head":
-            size = harness.SMALL["vocab_size"] if self.case.cls.per_token else harness.SMALL["n_classes"]
-            return (batch, length, size) if self.case.cls.per_token else (batch, size)
-        return (1, 6, length, length) if self.hook == "score" else tuple(x.shape)
-
-
-def subjects(*kinds: str) -> list[Subject]:
-    """Return every component of some kinds (all that compute, when none is named), at every place that it can take."""
-    found = [Subject(case, causal) for case, causal in harness.directed(harness.cases("attention"))]
-    found += [Subject(case, cross=True) for case in harness.able("cross")]
-    found += [Subject(case, causal, hook=hook) for case in harness.cases("position")
-              for causal in (True, False) for hook in sorted(case.cls.hooks)]  # fmt: skip
-    found += [Subject(case) for kind in ("norm", "feedforward", "embedding", "head") for case in harness.cases(kind)]
-    return [subject for subject in found if not kinds or subject.kind in kinds]
-
-
-def with_reference() -> list[Subject]:
-    """Return the subjects of the kinds whose contract has a reference."""
-    return [subject for subject in subjects() if subject.kind != "position"]
+            return y.shape[:-1] == ((batch, length) if self.case.cls.per_token else (batch,))
+        return y.shape == ((1, 6, length, length) if self.hook == "score" else x.shape)
 
 
 def floats(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:

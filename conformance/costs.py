@@ -30,7 +30,7 @@ class Costs(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work = 0
         self.peak = 0
         self._live = 0
@@ -57,7 +57,7 @@ class Costs(TorchDispatchMode):
 
     @staticmethod
     def _key(tensor: Tensor) -> int:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
 
     def _watch(self, tensor: Tensor, own: set[int]) -> None:
         storage = tensor.untyped_storage()
@@ -82,7 +82,8 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 def training_costs(compute: Callable[[Tensor], Tensor], x: Tensor) -> Costs:
     """Return what one forward and backward pass of `compute` over x costs."""
-    with Costs() as costs:
+    costs = Costs()
+    with costs:
         compute(x.requires_grad_()).sum().backward()
     return costs
 

@@ -1,0 +1,202 @@
+"""Choose options: a component is proven with those that it declares for it, and with others found by their names."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+
+from ..core.component import Part, Site
+from ..core.heads import HeadsConfig
+from ..errors import PluginError
+
+D_MODEL = 36  # 6 heads of 6: even, for what turns pairs, and no multiple of 8
+NARROW = 12  # where cost is counted: what grows with the square of length shows early; and where gradients are
+MAX_SEQ_LEN = 199
+
+# What an option of this name is set to, required or not, so that small inputs reach every path.
+SMALL: dict[str, Any] = {
+    "n_heads": 6,
+    "window": 5,
+    "block": 4,
+    "n_window": 2,
+    "vocab_size": 37,
+    "image_size": 6,
+    "patch_size": 3,
+    "n_classes": 5,
+    "d_ff": 22,
+    "rate": 0.4,
+}
+
+# Other values that an option of this name is tried with; all values of a Literal and a bool are tried without being
+# listed.
+OTHERS: dict[str, tuple[Any, ...]] = {
+    "n_kv_heads": (2,),
+    "head_dim": (10,),
+    "scale": (0.3,),
+    "window": (8, 1),
+    "block": (3,),
+    "n_global": (2, 0),
+    "n_window": (1,),
+    "n_random": (2,),
+    "stride": (2,),
+    "seed": (5,),
+    "kernel": (3, 1),
+    "d_hidden": (7,),
+    "fraction": (0.67,),
+    "theta": (100.0,),
+    "max_distance": (41,),
+    "std": (0.3,),
+    "eps": (1e-3,),
+    "channels": (2,),
+    "rate": (0.6,),
+}
+
+# Kinds whose constructor takes a site and nothing else, so that options can be tried on it.
+SITED = ("attention", "position", "norm", "feedforward", "embedding")
+
+Options = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A component with one choice of options, in the order that they were given."""
+
+    cls: type[Any]
+    options: Options
+    label: str
+
+    def __str__(self) -> str:
+        return f"{self.cls.name}-{self.label}"
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """Return the options as the component's own dataclass."""
+        return self.cls.Config(**dict(self.options))
+
+    @property
+    def part(self) -> Part:
+        """Return the case as what a spec's choice becomes."""
+        return Part(self.cls, self.config)
+
+    def without(self, name: str) -> Case:
+        """Return the case with one option left at its default."""
+        kept = tuple((key, value) for key, value in self.options if key != name)
+        return Case(self.cls, kept, labelled(kept))
+
+
+def labelled(options: Options) -> str:
+    """Return the label of a case that is named by its options."""
+    return ",".join(f"{name}={_short(value)}" for name, value in options) or "defaults"
+
+
+def cases_of(cls: type[Any], every: bool = True) -> tuple[Case, ...]:
+    """Return a component with several choices of options, the one that most rows run with first.
+
+    That one is the first of the class's `trials`, or small values of the options that `SMALL` knows; then come the
+    other trials, many options changed at once, and with `every` each of them alone. A guess that the class refuses is
+    left out; what it declares itself in `trials` is not.
+
+    Raises:
+        PluginError: a required option has no known value and the class declares no `trials`, or it refuses those.
+    """
+    return _cases(cls, every)  # type: ignore[arg-type]  # a class is hashable
+
+
+@functools.cache
+def _cases(cls: type[Any], every: bool) -> tuple[Case, ...]:
+    base, *declared = _declared(cls)
+    found = {case.options: case for case in (base, *declared)}
+    for case in _guessed(cls, dict(base.options), every):
+        if case.options not in found and fits(case):
+            found[case.options] = case
+    return tuple(found.values())
+
+
+def _declared(cls: type[Any]) -> list[Case]:
+    options = {f.name: f for f in dataclasses.fields(cls.Config)}
+    trials: tuple[Mapping[str, Any], ...] = getattr(cls, "trials", ())
+    given = [dict(trial) for trial in trials] or [{name: SMALL[name] for name in options if name in SMALL}]
+    missing = [name for name, field in options.items() if _required(field) and name not in given[0]]
+    if missing:
+        raise PluginError(
+            f"{cls.kind} '{cls.name}': the suite knows no value of its required {', '.join(missing)}: declare options "
+            f"to prove it with, `trials = ({{{missing[0]!r}: ...}},)`, on the class"
+        )
+    cases = []
+    for place, trial in enumerate(given):
+        chosen = tuple(trial.items())
+        cases.append(Case(cls, chosen, labelled(chosen) if place else "base"))
+        try:
+            _build(cases[-1])
+        except (ValueError, TypeError) as refused:
+            raise PluginError(
+                f"{cls.kind} '{cls.name}': it refuses {labelled(chosen)} (d_model {D_MODEL}, max_seq_len "
+                f"{MAX_SEQ_LEN}): {refused}; declare other options to prove it with in `trials` on the class"
+            ) from None
+    return cases
+
+
+def _guessed(cls: type[Any], base: dict[str, Any], every: bool) -> Iterator[Case]:
+    others = {f.name: values for f in dataclasses.fields(cls.Config) if (values := _others(cls, f.name, base))}
+    if not others:
+        return
+    yield Case(cls, tuple((base | {name: values[0] for name, values in others.items()}).items()), "all")
+    for name, values in others.items():
+        if name in HeadsConfig.__dataclass_fields__ or not every:
+            continue  # the shell's own options are the same code in every mechanism: tried together
+        for value in values:
+            yield Case(cls, tuple((base | {name: value}).items()), f"{name}={_short(value)}")
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _others(cls: type[Any], name: str, base: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what else an option may be."""
+    from .companions import bases
+
+    hint = get_type_hints(cls.Config, include_extras=True)[name]
+    default = base.get(name, cls.Config.__dataclass_fields__[name].default)
+    if get_origin(hint) is Literal:
+        return tuple(value for value in get_args(hint) if value != default)
+    if hint is bool:
+        return (not default,)
+    marks = getattr(hint, "__metadata__", ())
+    if marks and marks[0] != "attention":  # a part: a norm of q and k
+        return (bases(marks[0])[-1].part,)
+    return OTHERS.get(name, ())
+
+
+def fits(case: Case) -> bool:
+    """Say whether a component takes a choice of options."""
+    try:
+        _build(case)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _build(case: Case) -> None:
+    """Build a case, where its kind allows, without allocating anything."""
+    if case.cls.kind in SITED and case.config is not None:
+        with torch.device("meta"):
+            case.part.build(site_of(case))
+
+
+def site_of(case: Case | None = None, **facts: Any) -> Site:
+    """Return a site of the suite's width; with an attention's case, its heads are those that positions serve."""
+    site = Site(d_model=D_MODEL, max_seq_len=MAX_SEQ_LEN, n_layers=2, n_heads=6, head_dim=6).but(**facts)
+    if case is not None and isinstance(case.config, HeadsConfig):
+        config = case.config.resolved(site.d_model)
+        site = site.but(n_heads=config.n_heads, head_dim=config.head_dim)
+    return site
+
+
+def _short(value: object) -> str:
+    return value.name if isinstance(value, Part) else str(value)

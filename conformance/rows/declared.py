@@ -1,0 +1,136 @@
+"""Row 0: what is declared is done, what is lacked can't be, and specs are refused accordingly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from ...core.attention import ABILITIES
+from ...core.heads import MultiHeadAttention
+from ...core.tokens import Tokens
+from ...errors import SpecError
+from ..cases import Case
+from ..companions import bases, hooked
+from ..places import able, base, everywhere
+from ..registered import row
+from ..specs import Draft, needs
+from ..stacks import across, position, run, stack, sublayer, vectors
+from ..subjects import Subject
+from ..trial import Trial, error
+
+LENGTH = 29
+
+
+def _causal(case: Case) -> bool:
+    x = vectors(1, LENGTH).requires_grad_()
+    (found,) = torch.autograd.grad(run(stack([case], causal=True), x)[:, 7].sum(), x)
+    return bool(found[:, 7].any()) and not found[:, 8:].any()
+
+
+def _two_sided(case: Case) -> bool:
+    x = vectors(1, LENGTH).requires_grad_()
+    (found,) = torch.autograd.grad(run(stack([case], causal=False), x)[:, 7].sum(), x)
+    return bool(found[:, :7].any() and found[:, 8:].any())
+
+
+def _cross(case: Case) -> bool:
+    layer = sublayer(case, causal=False, cross=True)
+    x = vectors(1, LENGTH)
+    seen = []
+    for _ in range(2):
+        here = across(x, vectors(1, 7))
+        seen.append(layer(x, here, layer.prime(here))[0])
+    return isinstance(layer, MultiHeadAttention) and not torch.equal(*seen)
+
+
+def _documents(case: Case) -> bool:
+    model = stack([case], causal=able(case, "causal"))
+    x, doc = vectors(1, LENGTH), (torch.arange(LENGTH) >= 11).long()[None]
+    apart = torch.cat([run(model, x[:, :11]), run(model, x[:, 11:])], dim=1)
+    return error(run(model, x, document_ids=doc), apart) < 1e-10
+
+
+def _hook(case: Case, hook: str) -> bool:
+    x, causal = vectors(1, LENGTH), able(case, "causal")
+    plain = run(stack([case], causal=causal), x)
+    with_it = [run(stack([case], positions=[p], causal=causal), x) for p in hooked(hook)]
+    changed = [not torch.equal(y, plain) for y in with_it]
+    return all(changed) if able(case, hook) else any(changed)
+
+
+# `compile` is put to the proof by row 18.
+PROBES: dict[str, Callable[[Case], bool]] = {
+    "causal": _causal,
+    "two_sided": _two_sided,
+    "cross": _cross,
+    "documents": _documents,
+    "rotate": lambda case: _hook(case, "rotate"),
+    "score": lambda case: _hook(case, "score"),
+}
+assert {*PROBES, "compile"} == ABILITIES.keys()
+
+
+@row(0, "an attention can what it says, and lacks what it says", kinds=("attention",), places=base)
+def abilities(subject: Subject, trial: Trial) -> None:
+    declares = subject.case.cls.declares
+    for ability, probe in PROBES.items():
+        if ability in declares.can:
+            trial.holds(probe(subject.case), f"it declares that it can {ABILITIES[ability]}, and does not: {ability!r}")
+            continue
+        try:
+            does = probe(subject.case)
+        except (NotImplementedError, AssertionError, RuntimeError, AttributeError, LookupError):
+            trial.holds(ability in declares.lacks, f"{ability!r}, declared to be of no effect, fails")
+        else:
+            trial.holds(not does, f"it can {ABILITIES[ability]}: declare {ability!r}")
+
+
+@row(0, "specs compose, unless an ability is lacked", kinds=("attention",), places=base)
+def composing(subject: Subject, trial: Trial) -> None:
+    lacks = subject.case.cls.declares.lacks
+    for chosen in (None, *bases("position")):
+        for topology in bases("topology"):
+            draft = Draft(subject.case, position=chosen, topology=topology)
+            needed = needs(topology.cls) | (set() if chosen is None else chosen.cls.hooks & {"rotate", "score"})
+            reasons = [lacks[need] for need in sorted(needed & lacks.keys())]
+            what = f"a spec that needs {', '.join(sorted(needed & lacks.keys()))} composes"
+            if reasons:
+                says = [*reasons, subject.case.cls.name]
+                trial.raises(SpecError, partial(draft.model, device="meta"), what, says)
+            else:
+                trial.holds(draft.model(device="meta"), "a spec does not compose")
+
+
+@row(0, "a position has its hooks and no others", kinds=("position",), places=base)
+def hooks(subject: Subject, trial: Trial) -> None:
+    module = position(subject.case)
+    x, tokens = vectors(1, 3), Tokens(torch.arange(3)[None])
+    q = x.unflatten(-1, (6, 6))
+    calls: dict[str, Callable[[], object]] = {
+        "add": lambda: module.add(x, tokens),
+        "rotate": lambda: module.rotate(q, tokens),
+        "score": lambda: module.score(tokens, tokens, q, q),
+    }
+    for hook, call in calls.items():
+        if hook in subject.case.cls.hooks:
+            trial.holds(call() is not None, f"the hook {hook!r} is declared, and gives nothing")
+        else:
+            trial.raises(NotImplementedError, call, f"the hook {hook!r} works: declare it", [hook])
+
+
+@row(0, "an embedding's inputs are what it takes", kinds=("embedding",), places=everywhere)
+def an_embedding_s_inputs(subject: Subject, trial: Trial) -> None:
+    module = subject.build()
+    declared = module.inputs()  # type: ignore[operator]
+    trial.holds(declared, "it declares no inputs")
+    for put in declared.values():
+        trial.holds(put.dims[0] == "batch", "an input does not begin with the batch")
+        trial.holds(put.dtype in ("int64", "float"), f"an input has an unknown dtype {put.dtype!r}")
+        trial.holds(put.dtype != "int64" or put.high > 0, "an input of ids declares no `high`")
+    read = any("sequence" in put.dims for put in declared.values())
+    trial.holds(read == subject.case.cls.maskable, "`maskable` is not that it reads a sequence of tokens")
+    if module.vocab_size is not None:
+        table = module.table()  # type: ignore[operator]
+        trial.holds(table.shape[0] == module.vocab_size, "the table has not `vocab_size` rows", table.shape)

@@ -1,0 +1,158 @@
+"""Rows 0, 7, 10, 11 and 20 for topologies: whole models of built-in parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...core.state import State
+from ...core.topology import Graph, Topology
+from ...registry.compose import compose
+from ...registry.spec import dump_spec, parse_spec
+from ..cases import D_MODEL
+from ..companions import hooked
+from ..places import once, with_heads
+from ..registered import row
+from ..specs import Draft
+from ..stacks import shaken
+from ..subjects import Subject
+from ..trial import Trial
+
+LENGTHS = (7, 11)
+
+
+def _draft(subject: Subject) -> Draft:
+    return Draft(subject.case, position=hooked("rotate")[0], **({"head": subject.beside} if subject.beside else {}))
+
+
+def _model(subject: Subject) -> Topology:
+    model = _draft(subject).model()
+    shaken(model)
+    return model
+
+
+def _inputs(model: Topology, batch: int, length: int) -> dict[str, Tensor]:
+    """Draw every input that the model's graphs declare; masks are all ones."""
+    found: dict[str, Tensor] = {}
+    sizes = {"batch": batch, "sequence": length, "memory": length + 3}
+    for graph in model.graphs().values():
+        for name, put in graph.inputs.items():
+            shape = tuple(sizes[d] if isinstance(d, str) else d for d in put.dims)
+            mask = name.endswith("mask")
+            found[name] = torch.ones(shape, dtype=torch.int64) if mask else torch.randint(put.high, shape)
+    return found
+
+
+@row(0, "its graphs declare what it takes, gives and remembers", kinds=("topology",), places=with_heads)
+def declared_graphs(subject: Subject, trial: Trial) -> None:
+    model = _model(subject)
+    graphs = model.graphs()
+    trial.holds(graphs, "it declares no graph")
+    declared = model.declared()
+    trial.holds(bool(declared) == subject.case.cls.generates, "`generates` is not that it remembers")
+    for graph in graphs.values():
+        trial.holds(graph.takes.keys() <= declared.keys(), "a graph takes a state that is not declared")
+        trial.holds(graph.gives.keys() <= declared.keys(), "a graph gives a state that is not declared")
+        trial.holds(all(put.dims[0] == "batch" for put in graph.inputs.values()), "an input begins with no batch")
+
+
+@row(7, "padding anywhere in each input", kinds=("topology",), places=with_heads)
+@torch.no_grad()
+def padding_in_a_model(subject: Subject, trial: Trial) -> None:
+    model, batch, length = _model(subject), trial.size("batch", (3,)), trial.size("length", LENGTHS, least=5)
+    inputs = _inputs(model, batch, length)
+    want = model(**inputs)
+    trial.holds(want.hidden.shape == (batch, length, D_MODEL), "hidden states have another shape", want.hidden.shape)
+    assert subject.beside is not None
+    for name in [name for name in inputs if name.endswith("ids")]:
+        mask_name = name.replace("input_ids", "attention_mask")
+        ids = inputs[name]
+        gap = torch.randint(37, (batch, 4))
+        wide = torch.cat([gap[:, :1], ids[:, :4], gap[:, 1:3], ids[:, 4:], gap[:, 3:]], dim=1)
+        none, some = torch.zeros(batch, 1), torch.ones(batch, 4)
+        mask = torch.cat([none, some, none, none, torch.ones_like(ids[:, 4:]), none], dim=1).long()
+        got = model(**inputs | {name: wide, mask_name: mask})
+        columns = mask[0].bool() if got.hidden.shape[1] == wide.shape[1] else slice(None)
+        trial.close(got.hidden[:, columns], want.hidden, what=f"hidden states with padding in {name}")
+        logits = got.logits[:, columns] if subject.beside.cls.per_token else got.logits
+        trial.close(logits, want.logits, what=f"logits with padding in {name}")
+
+
+@row(10, "graphs in steps equal the model", kinds=("topology",), places=once)
+@torch.no_grad()
+def graphs_in_steps(subject: Subject, trial: Trial) -> None:
+    model, batch, length = _model(subject), trial.size("batch", (3,)), trial.size("length", LENGTHS, least=5)
+    inputs = _inputs(model, batch, length)
+    mask = inputs["attention_mask"]
+    mask[1:2, 2] = mask[2:3, 0] = 0
+    want = model(**inputs)
+    state: dict[str, Tensor] = {}
+    if subject.case.cls.generates:
+        state = dict(model.empty_state(batch).tensors)
+        trial.holds(state.keys() == model.declared().keys(), "the state has other names than it declares")
+    outputs: dict[str, Tensor] = {}
+    for graph in model.graphs().values():
+        outputs = _run_in_steps(trial, graph, {name: inputs[name] for name in graph.inputs}, state)
+    trial.close(outputs["logits"], want.logits, what="the logits")
+
+
+def _run_in_steps(trial: Trial, graph: Graph, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Run a graph over its inputs, in pieces where it takes a state, and put what it gives into `state`."""
+    length = next(iter(inputs.values())).shape[1]
+    pieces = [3, 1, length - 4] if graph.takes else [length]
+    found: list[dict[str, Tensor]] = []
+    for columns in torch.arange(length).split(pieces):
+        before = {name: state[name] for name in graph.takes}
+        outputs, after = graph.run({name: tensor[:, columns] for name, tensor in inputs.items()}, before)
+        trial.holds(after.keys() == graph.gives.keys(), "a graph gives another state than it declares")
+        trial.holds(outputs.keys() == graph.outputs.keys(), "a graph gives other outputs than it declares")
+        sizes = [(outputs[name], dims) for name, dims in graph.outputs.items()]
+        sizes += [(after[name], rule.dims) for name, rule in graph.gives.items()]
+        trial.holds(all(t.dim() == len(dims) for t, dims in sizes), "a graph gives other dimensions than it declares")
+        state.update(after)
+        found.append(outputs)
+    return {name: torch.cat([piece[name] for piece in found], dim=1) for name in graph.outputs}
+
+
+def _unless_generates(cls: type) -> str:
+    return "" if cls.generates else "it remembers nothing between steps"  # type: ignore[attr-defined]
+
+
+@row(11, "a model's state moves by rows", kinds=("topology",), excuse=_unless_generates,
+     places=lambda cases: once([case for case in cases if case.cls.generates]))  # fmt: skip
+@torch.no_grad()
+def a_model_s_state(subject: Subject, trial: Trial) -> None:
+    model = _model(subject)
+    inputs = _inputs(model, 3, 6)
+    source = {name: tensor for name, tensor in inputs.items() if hasattr(model, "start") and "decoder" not in name}
+    state = model.start(**source) if source else model.empty_state(3)  # type: ignore[operator]
+    name = next(name for name in reversed(inputs) if name.endswith("ids"))
+    order = torch.tensor([2, 0])
+    first = model(**{name: inputs[name][:, :4]}, state=state)
+    moved: State = first.state.reorder(order)
+    got = model(**{name: inputs[name][order, 4:]}, state=moved)
+    want = model(**{name: inputs[name][:, 4:]}, state=first.state.fork())
+    trial.close(got.logits, want.logits[order], what="the logits of reordered rows")
+    trial.holds(got.state is not None, "a step with a state gives none")
+    assert got.state is not None
+    trial.holds(got.state.nbytes * 3 == want.state.nbytes * 2, "two rows of three take other bytes")
+
+
+@row(20, "a model is what its spec and weights say", kinds=("topology",), places=with_heads)
+@torch.no_grad()
+def what_its_spec_says(subject: Subject, trial: Trial) -> None:
+    draft = _draft(subject)
+    spec = draft.spec()
+    one, meta = compose(spec), compose(spec, device="meta")
+    other = compose(parse_spec(dump_spec(spec), registry=draft.registry))
+    trial.holds(all(t.is_meta for t in (*meta.parameters(), *meta.buffers())), "a tensor is not on the meta device")
+    saved = one.state_dict()
+    trial.holds(saved.keys() == meta.state_dict().keys(), "built on the meta device it has other weights")
+    for name, tensor in other.state_dict().items():
+        trial.equal(tensor, saved[name], f"{name}, composed again,")
+    storages = [tensor.untyped_storage().data_ptr() for tensor in saved.values()]
+    trial.holds(len(set(storages)) == len(storages), "one weight has two names")
+    shaken(other, seed=9, dtype=torch.float32)
+    other.load_state_dict(saved, strict=True)
+    inputs = _inputs(one, 2, trial.size("length", (7,)))
+    trial.equal(other(**inputs).hidden, one.eval()(**inputs).hidden, "the result of loaded weights")

@@ -1,0 +1,217 @@
+"""Row 27: objectives ask for the right tokens, and their losses add up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ...core.head import Head
+from ...core.losses import IGNORED
+from ...core.objective import Loss, Objective, Prepared
+from ...core.vocabulary import Vocabulary
+from ..cases import Case
+from ..places import Cases, once
+from ..registered import row
+from ..subjects import Subject
+from ..trial import Trial
+
+SIZE = 37
+VOCABULARY = Vocabulary(SIZE, pad=0, bos=1, eos=2, mask=3)
+KINDS = ("objective",)
+
+
+class Projection(nn.Module):
+    """Stand for a head by one product; `plain` says that it is no more than that."""
+
+    def __init__(self, per_token: bool, plain: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(SIZE, 6, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.randn(SIZE, dtype=torch.float64))
+        self.per_token = per_token
+        self.plain = plain and per_token
+
+    def projection(self) -> tuple[Tensor, Tensor] | None:
+        """Return the product's weight (V, C) and bias (V,)."""
+        return (self.weight, self.bias) if self.plain else None
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return logits of hidden (B, T, C): at each token, or of the mean."""
+        return nn.functional.linear(hidden if self.per_token else hidden.mean(1), self.weight, self.bias)
+
+
+def _objective(case: Case) -> Objective:
+    return cast(Objective, case.cls.build(case.config, VOCABULARY))
+
+
+def _batch(case: Case, rows: int, length: int, *, masked: bool = True) -> dict[str, Tensor]:
+    """Return a raw batch with the fields that an objective reads, ragged where it is text."""
+    batch: dict[str, Tensor] = {}
+    for name in sorted(case.cls.fields | ({"input_ids"} if not case.cls.per_token else set())):
+        if not name.endswith("_ids"):
+            batch[name] = torch.randint(SIZE, (rows,))
+            continue
+        batch[name] = torch.randint(4, SIZE, (rows, length + case.cls.lookahead))
+        if masked:
+            mask = torch.ones_like(batch[name])
+            mask[1:, -3:] = 0
+            batch["attention_mask" if name == "input_ids" else name.replace("_ids", "_mask")] = mask
+    return batch
+
+
+def _prepare(case: Case, batch: dict[str, Tensor]) -> Prepared:
+    return _objective(case).prepare(batch, torch.Generator().manual_seed(3))
+
+
+def _hidden(prepared: Prepared) -> Tensor:
+    shape = prepared.targets.shape if prepared.targets.dim() == 2 else (len(prepared.targets), 5)
+    return torch.randn(*shape, 6, dtype=torch.float64, requires_grad=True)
+
+
+def _heads(case: Case) -> Iterator[Any]:
+    """Yield a head that is a plain product, whose loss may be computed in chunks, and one that is not."""
+    return (Projection(case.cls.per_token, plain) for plain in (True, False))
+
+
+def _same(trial: Trial, got: Loss, want: Loss, what: str) -> None:
+    trial.close(got.total, want.total, what=what)
+    trial.holds(got.count == want.count, f"{what} counts other targets")
+    sums = [{name: int(value) for name, value in loss.sums.items()} for loss in (got, want)]
+    trial.holds(sums[0] == sums[1], f"{what} has other sums")
+
+
+def per_token(cases: Cases) -> Iterator[Subject]:
+    """Put each objective that asks at each token."""
+    return once([case for case in cases if case.cls.per_token])
+
+
+def _unless_per_token(cls: type[Any]) -> str:
+    return "" if cls.per_token else "per_token: it asks once a sequence"
+
+
+@row(27, "preparing leaves the batch alone and follows the generator", kinds=KINDS, places=once)
+def preparing(subject: Subject, trial: Trial) -> None:
+    case = subject.case
+    batch = _batch(case, trial.size("batch", (3,)), trial.size("length", (11, 23), least=4))
+    copies = {name: tensor.clone() for name, tensor in batch.items()}
+    before = torch.get_rng_state()
+    one, other = _prepare(case, batch), _prepare(case, batch)
+    trial.equal(before, torch.get_rng_state(), "a random number was drawn: torch's own generator")
+    trial.holds(batch.keys() == copies.keys(), "the raw batch has other fields once it was prepared")
+    for name, copy in copies.items():
+        trial.equal(batch[name], copy, "the raw batch, once it was prepared,")
+    trial.equal(one.targets, other.targets, "what the same generator's state gives")
+    for name, tensor in one.inputs.items():
+        trial.equal(tensor, other.inputs[name], "what the same generator's state gives")
+    trial.holds(one.targets.dtype == torch.int64, "targets are not int64")
+    trial.holds(one.count == (one.targets != IGNORED).sum() > 0, "nothing is asked for")
+
+
+@row(27, "the loss in chunks equals the reference", kinds=KINDS, places=once)
+def the_loss(subject: Subject, trial: Trial) -> None:
+    case = subject.case
+    # More tokens than a chunk of the loss holds, and no multiple of it.
+    batch = _batch(case, trial.size("batch", (41,)), trial.size("length", (13, 31), least=4))
+    prepared, objective = _prepare(case, batch), _objective(case)
+    for head in _heads(case):
+        hidden = _hidden(prepared)
+        got, want = objective.loss(hidden, head, prepared), objective.reference(hidden, head, prepared)
+        _same(trial, got, want, "the loss")
+        with torch.no_grad():
+            _same(trial, objective.loss(hidden, head, prepared), want, "the loss without gradients")
+        wanted = (hidden, *head.parameters())
+        trial.all_close(torch.autograd.grad(got.total, wanted), torch.autograd.grad(want.total, wanted))
+
+
+@row(27, "what is ignored counts for nothing", kinds=KINDS, places=once)
+def what_is_ignored(subject: Subject, trial: Trial) -> None:
+    case = subject.case
+    prepared = _prepare(case, _batch(case, 5, trial.size("length", (11,), least=4)))
+    objective = _objective(case)
+    targets = prepared.targets.clone()
+    targets[2] = IGNORED
+    rows = [0, 1, 3, 4]
+    for head in _heads(case):
+        hidden = _hidden(prepared)
+        got = objective.loss(hidden, head, Prepared(prepared.inputs, targets, prepared.mask))
+        left = objective.loss(hidden[rows], cast(Head, head), Prepared(prepared.inputs, targets[rows]))
+        _same(trial, got, left, "the loss of a batch with a row that is ignored")
+        (found,) = torch.autograd.grad(got.total, hidden)
+        trial.holds(not found[2].any(), "a gradient reaches a row that is ignored")
+        none = objective.loss(hidden, head, Prepared(prepared.inputs, torch.full_like(targets, IGNORED)))
+        trial.holds(none.total == 0 and none.count == 0, "without a target the loss is not 0")
+        no_gradients = torch.autograd.grad(none.total, (hidden, *head.parameters()))
+        trial.holds(not any(g.any() for g in no_gradients), "without a target there is a gradient, or NaN")
+
+
+@row(27, "micro-batches add up", kinds=KINDS, places=once)
+def micro_batches(subject: Subject, trial: Trial) -> None:
+    case = subject.case
+    prepared = _prepare(case, _batch(case, 7, trial.size("length", (11,), least=4)))
+    objective = _objective(case)
+    for head in _heads(case):
+        hidden = _hidden(prepared)
+        full = objective.loss(hidden, head, prepared)
+        cuts = (slice(0, 3), slice(3, 4), slice(4, 7))
+        parts = [objective.loss(hidden[cut], head, Prepared({}, prepared.targets[cut])) for cut in cuts]
+        sums = {name: torch.stack([part.sums[name] for part in parts]).sum() for name in full.sums}
+        total = Loss(torch.stack([p.total for p in parts]).sum(), torch.stack([p.count for p in parts]).sum(), sums)
+        _same(trial, total, full, "the sum over micro-batches")
+
+
+@row(27, "a target is the token that it should be", kinds=KINDS, places=per_token, excuse=_unless_per_token)
+def a_target(subject: Subject, trial: Trial) -> None:
+    # A label shifted by one is caught: ids that count up say where each target comes from.
+    case, length, batch = subject.case, 11, trial.size("batch", (3,))
+    fields = [name for name in sorted(case.cls.fields) if name.endswith("_ids")]
+    counted = torch.arange(4, 4 + length + case.cls.lookahead).repeat(batch, 1)
+    prepared = _prepare(case, dict.fromkeys(fields, counted))
+    shown = prepared.inputs["decoder_input_ids" if case.cls.sequences == 2 else "input_ids"]
+    asked = prepared.targets != IGNORED
+    shapes = shown.shape == prepared.targets.shape == (batch, length)
+    trial.holds(shapes, "targets and what is shown are not of `length` tokens", prepared.targets.shape)
+    if case.cls.asks_next:
+        trial.holds(asked.all(), "some token is not asked for its next")
+        known = shown >= 4  # not the opening token
+        trial.equal(prepared.targets[known], shown[known] + 1, "each target, with the token after the one shown,")
+        trial.holds(known[:, 1:].all(), "a token is not shown")
+        first = (prepared.targets[:, 0] - counted[:, 0]).unique().tolist()
+        trial.holds(first == [int(bool(known[0, 0]))], "the first target is not the first that is not shown")
+    else:
+        trial.equal(prepared.targets[asked], counted[asked], "each target, with its own token,")
+        trial.equal(shown[~asked], counted[~asked], "what is not asked for")
+        trial.holds(not torch.equal(shown[asked], counted[asked]), "what is asked for is shown")
+
+
+@row(27, "padding is never asked for", kinds=KINDS, places=per_token, excuse=_unless_per_token)
+def padding_is_never_asked_for(subject: Subject, trial: Trial) -> None:
+    case, length = subject.case, trial.size("length", (11,), least=4)
+    batch = _batch(case, trial.size("rows", (4,), least=2), length)
+    prepared = _prepare(case, batch)
+    last = [name for name in batch if name.endswith("_mask")][-1]
+    real = batch[last][:, case.cls.lookahead :].bool()
+    trial.holds((prepared.targets[~real] == IGNORED).all(), "padding is asked for")
+    trial.holds((prepared.targets[real] != IGNORED).any(), "nothing real is asked for")
+    whole = _prepare(case, _batch(case, 4, length, masked=False))
+    trial.holds(whole.mask is None, "a batch without padding gets a mask")
+
+
+def streams(cases: Cases) -> Iterator[Subject]:
+    """Put each objective that asks for the next token of one sequence."""
+    return once([case for case in cases if case.cls.per_token and case.cls.asks_next and case.cls.sequences == 1])
+
+
+def _unless_stream(cls: type[Any]) -> str:
+    reads = cls.per_token and cls.asks_next and cls.sequences == 1
+    return "" if reads else "asks_next: it does not go on a single sequence"
+
+
+@row(27, "no document is asked for another's first token", kinds=KINDS, places=streams, excuse=_unless_stream)
+def between_documents(subject: Subject, trial: Trial) -> None:
+    batch = _batch(subject.case, 2, 11, masked=False)
+    doc = torch.tensor([[0] * 5 + [1] * 7, [3] * 12])
+    targets = _prepare(subject.case, batch | {"document_ids": doc}).targets
+    ignored = (targets == IGNORED).nonzero().tolist()
+    trial.holds(ignored == [[0, 4]], "the token before a document's first is asked for it")

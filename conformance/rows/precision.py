@@ -1,0 +1,49 @@
+"""Row 22: fp16 and bf16 are as good as the reference's own, and finite wherever the result can be written down."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..registered import row
+from ..stacks import cast_all
+from ..subjects import Subject
+from ..trial import Trial
+from .values import COMPUTING, REFERRED
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@row(22, "the error is at most twice the reference's own", kinds=REFERRED)
+@torch.no_grad()
+def as_good_as_the_reference(subject: Subject, trial: Trial) -> None:
+    drawn = subject.inputs(trial.size("batch", (3,)), trial.size("length", (37, 71)))
+    for dtype in HALVES:
+        inputs = cast_all(cast_all(drawn, dtype), torch.float64)
+        half = subject.build(dtype)
+        exact = subject.call(subject.build(dtype).double(), *inputs, reference=True)
+        fast = subject.call(half, *cast_all(inputs, dtype))
+        slow = subject.call(half, *cast_all(inputs, dtype), reference=True)
+        # Both round the result once: no error below that is the component's.
+        allowed = 2 * max(_off(slow, exact), torch.finfo(dtype).eps / 4)
+        trial.within(_off(fast, exact), allowed, f"the root mean square of the errors in {dtype}", fast.shape)
+
+
+def _off(got: Tensor, want: Tensor) -> float:
+    """Return the root mean square of the errors, relative to that of the wanted values."""
+    return float((got.double() - want).square().mean().sqrt() / want.square().mean().sqrt())
+
+
+@row(22, "small and large inputs stay finite", kinds=tuple(kind for kind in COMPUTING if kind != "embedding"))
+@torch.no_grad()
+def small_and_large_inputs(subject: Subject, trial: Trial) -> None:
+    if subject.hook == "score":
+        return
+    inputs = subject.inputs(trial.size("batch", (3,)), trial.size("length", (37,)))
+    for dtype in HALVES:
+        module, wide = subject.build(dtype), subject.build(dtype).double()
+        for scale in (1e-3, 1e3):
+            scaled = cast_all(tuple(x * scale for x in inputs), dtype)
+            exact = subject.call(wide, *cast_all(scaled, torch.float64))
+            if exact.abs().max() < torch.finfo(dtype).max / 4:  # else the result itself can't be written down
+                trial.finite(subject.call(module, *scaled), what=f"the result in {dtype} of inputs of {scale:g}")
