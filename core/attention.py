@@ -83,7 +83,7 @@ class Mixer(Attention, Sublayer, ABC):
 
     @abstractmethod
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
-        """Compute `forward` from the definition: slow, obviously right, exportable."""
+        """Compute `forward` of x (B, T, C) from the definition: slow, obviously right, exportable."""
 
 
 class Mechanism(nn.Module, Attention, ABC):

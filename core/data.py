@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from numpy.typing import NDArray
 
@@ -94,6 +94,13 @@ class Example:
     fields: Mapping[str, str | int | NDArray[Any]]
 
 
+# Under other names: the class below takes these for its own attributes.
+_Example = Example
+_TextField = TextField
+_ImageField = ImageField
+_LabelField = LabelField
+
+
 class Data(Component, ABC):
     """Give examples to learn from.
 
@@ -102,8 +109,14 @@ class Data(Component, ABC):
     Both may be set by `__init__` where they follow from the options.
     """
 
-    kind = "data"
-    Config: ClassVar[type[Any]] = DataConfig
+    Config: TypeAlias = DataConfig
+    Tokenizer: TypeAlias = TokenizerOptions
+    Example: TypeAlias = _Example
+    TextField: TypeAlias = _TextField
+    ImageField: TypeAlias = _ImageField
+    LabelField: TypeAlias = _LabelField
+
+    kind: ClassVar[str] = "data"
     fields: Mapping[str, Field]
     rows: Literal["stream", "examples"] = "examples"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor, nn
 
@@ -24,12 +24,17 @@ class Input:
     high: int = 0
 
 
+_Input = Input  # under another name: the class below takes this one for its own attribute
+
+
 class Embedding(nn.Module, Component, ABC):
     """Turn raw inputs into a sequence of vectors.
 
     `maskable`: its columns are those of an attention mask (text); otherwise every column is real (patches).
     `vocab_size`: of the tokens it reads; None when it reads none. `weight` then is its table (V, C).
     """
+
+    Input: TypeAlias = _Input
 
     kind: ClassVar[str] = "embedding"
     maskable: ClassVar[bool] = False
@@ -50,7 +55,7 @@ class Embedding(nn.Module, Component, ABC):
 
     @abstractmethod
     def reference(self, **inputs: Tensor) -> Tensor:
-        """Compute `forward` from its definition."""
+        """Compute `forward`, (B, T, C), from its definition."""
 
     def table(self) -> Tensor:
         """Return the vectors (V, C) that a tied head shares."""

@@ -29,7 +29,7 @@ class FeedForward(Sublayer, ABC):
 
     @abstractmethod
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
-        """Compute `forward` from its definition."""
+        """Compute `forward` of x (B, T, C) from its definition."""
 
 
 def activate(name: Activation, x: Tensor) -> Tensor:

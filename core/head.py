@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
 from .component import Component, Site
-from .embedding import Embedding
+from .embedding import Borrowed, Embedding
+
+_Borrowed = Borrowed  # under another name: the class below takes this one for its own attribute
 
 
 class Head(nn.Module, Component, ABC):
     """Read logits off hidden states. `per_token`: one row of logits a token, or one a sequence."""
+
+    Borrowed: TypeAlias = _Borrowed
 
     kind: ClassVar[str] = "head"
     per_token: ClassVar[bool]
@@ -29,7 +33,7 @@ class Head(nn.Module, Component, ABC):
 
     @abstractmethod
     def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute `forward` from its definition."""
+        """Compute `forward` of hidden (B, T, C) and mask (B, T) from its definition."""
 
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
         """Return weight (V, C) and bias (V,) when logits are `hidden @ weight.T + bias`, else None.

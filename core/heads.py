@@ -12,6 +12,7 @@ from .attention import Declaration, Mechanism
 from .component import Part, Site
 from .context import Context
 from .linear import Linear
+from .moves import Concat, Heads, Layouts, Move, Take, conv1d
 from .state import Declared, Memories
 from .sublayer import Sublayer
 from .tokens import Tokens
@@ -96,6 +97,38 @@ class MultiHeadAttention(Sublayer):
     def growth(self) -> tuple[float, float]:
         """Return the mechanism's exponents of time and memory."""
         return self.mechanism.growth()
+
+    def layouts(self) -> Layouts:
+        """Publish q, k and v apart or fused; the mechanism's own entries are laid over these.
+
+        `separate`: q_proj, k_proj, v_proj, o_proj. Of self-attention also `fused`: [Q|K|V] in qkv, o_proj; `conv1d`:
+        the same, transposed, in c_attn, c_proj; `per_head`: query_key_value of each group of heads in turn, dense.
+        What belongs to the mechanism alone has the name there that it has in the mechanism.
+        """
+        inner = set(self.mechanism.state_dict())
+        own: dict[str, Move] = {f"mechanism.{name}": Take(name) for name in inner}
+        found = {name: own | moves for name, moves in self._published("weight").items()}
+        if self.out.bias is not None:
+            found = {name: found[name] | moves for name, moves in self._published("bias").items()}
+        for layout, entries in self.mechanism.layouts().items():
+            moves = {f"mechanism.{name}" if name in inner else name: move for name, move in entries.items()}
+            found[layout] = found.get(layout, found["separate"]) | moves
+        return found
+
+    def _published(self, kind: str) -> dict[str, dict[str, Move]]:
+        """Return the layouts of the projections' weights, or of their biases: `kind` says which."""
+        rows, kv_rows = self.heads[0] * self.heads[1], self.kv_heads[0] * self.kv_heads[1]
+        q, k, v, o = (Take(f"{name}_proj.{kind}") for name in "qkvo")
+        if self.site.cross:
+            return {"separate": {f"q.{kind}": q, f"kv.{kind}": Concat((k, v), (kv_rows, kv_rows)), f"out.{kind}": o}}
+        group = (rows // self.kv_heads[0], self.kv_heads[1], self.kv_heads[1])
+        pairs: dict[str, tuple[Move, Move]] = {
+            "separate": (Concat((q, k, v), (rows, kv_rows, kv_rows)), o),
+            "fused": (Take(f"qkv.{kind}"), o),
+            "conv1d": (conv1d(f"c_attn.{kind}"), conv1d(f"c_proj.{kind}")),
+            "per_head": (Heads(Take(f"query_key_value.{kind}"), self.kv_heads[0], group), Take(f"dense.{kind}")),
+        }
+        return {layout: {f"qkv.{kind}": qkv, f"out.{kind}": out} for layout, (qkv, out) in pairs.items()}
 
     def prime(self, context: Context) -> Memories:
         """Return what the mechanism keeps of `context.memory`, for all steps to come."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -47,6 +47,13 @@ class Loss:
     sums: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+# Under other names: the class below takes these for its own attributes.
+_Prepared = Prepared
+_Loss = Loss
+_Vocabulary = Vocabulary
+_IGNORED = IGNORED
+
+
 class Objective(Component, ABC):
     """Say what a model is asked for.
 
@@ -54,6 +61,11 @@ class Objective(Component, ABC):
     needs. `per_token`: whether it asks at each token, or once a sequence. `sequences`: how many a model is given, one
     for each of its stacks. `asks_next`: whether a target is a later token of the last of them.
     """
+
+    Prepared: TypeAlias = _Prepared
+    Loss: TypeAlias = _Loss
+    Vocabulary: TypeAlias = _Vocabulary
+    IGNORED: ClassVar[int] = _IGNORED
 
     kind: ClassVar[str] = "objective"
     fields: ClassVar[frozenset[str]]
@@ -68,7 +80,12 @@ class Objective(Component, ABC):
 
     @abstractmethod
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
-        """Turn a raw batch into inputs and targets; all that is random is drawn from `generator` (on CPU)."""
+        """Turn a raw batch into inputs and targets; all that is random is drawn from `generator` (on CPU).
+
+        The batch holds the fields of the data by name: token ids and masks (B, T), with `document_ids` (B, T) where
+        rows are packed, images (B, channels, height, width), labels (B,). T is `seq_len + lookahead` where a row is a
+        stretch of a text.
+        """
 
     def loss(self, hidden: Tensor, head: Head, prepared: Prepared) -> Loss:
         """Return the summed loss of hidden (B, T, C), cross-entropy unless an objective says otherwise.
@@ -83,7 +100,7 @@ class Objective(Component, ABC):
         return self.reference(hidden, head, prepared)
 
     def reference(self, hidden: Tensor, head: Head, prepared: Prepared) -> Loss:
-        """Compute `loss` from all logits at once."""
+        """Compute `loss` of hidden (B, T, C) from all logits at once."""
         logits = at_least_fp32(head(hidden, prepared.mask)).flatten(0, -2)
         targets = prepared.targets.flatten()
         total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")

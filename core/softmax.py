@@ -40,7 +40,10 @@ def softmax_attention(
     mask: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Compute softmax attention with torch's fused kernel; shapes as in `softmax_reference`.
+    """Compute softmax attention with torch's fused kernel.
+
+    q (B, T, H, D); k, v (B, S, K, D) with K dividing H; mask (B or 1, T, S) bool, True where seen; bias (B or 1, H, T,
+    S) on the scaled scores. Returns (B, T, H, D). A row that sees nothing gives 0.
 
     `causal` stands for the lower triangle where no mask is needed besides it (T = S): its kernel skips what lies above.
     """

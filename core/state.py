@@ -32,7 +32,7 @@ class Remembered:
     fill: float = 0.0
 
     def empty(self, batch: int, memory: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the tensor before the first token: a `past` of 0."""
+        """Return the tensor before the first token, (batch, ...) as `dims` say, where `past` is 0."""
         sizes = {BATCH: batch, PAST: 0, MEMORY: memory}
         shape = [sizes[d] if isinstance(d, str) else d for d in self.dims]
         return torch.full(shape, self.fill, dtype=self.torch_dtype(dtype), device=device)
@@ -87,7 +87,7 @@ class State:
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
     def reorder(self, rows: Tensor) -> State:
-        """Return the state whose row i is row `rows[i]` of this one: beams, or rows that go on."""
+        """Return the state whose row i is row `rows[i]` of this one, rows (N,) int64: beams, or rows that go on."""
         return replace(self, tensors={name: t.index_select(0, rows) for name, t in self.tensors.items()})
 
     def fork(self) -> State:

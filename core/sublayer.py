@@ -22,7 +22,7 @@ class Sublayer(nn.Module, Component, ABC):
         return {}
 
     def prime(self, context: Context) -> Memories:
-        """Return the state that is computed once from `context.memory`: the tensors declared `static`."""
+        """Return the state that is computed once from `context.memory` (B, M, C): the tensors declared `static`."""
         return {}
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, TypeAlias, cast
 
 from torch import Tensor, nn
 
@@ -63,12 +63,26 @@ class Graph:
     run: Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
 
 
+# Under other names: the class below takes these for its own attributes.
+_StackRole = StackRole
+_Output = Output
+_Graph = Graph
+_Stack = Stack
+_State = State
+
+
 class Topology(nn.Module, Component, ABC):
     """Wire stacks and heads into a model.
 
     `stacks`: name -> `StackRole`, in the order that they are built. Options of the only stack stand directly under
     `model` in a spec; those of several under their names. `generates`: gives next-token logits step by step.
     """
+
+    StackRole: TypeAlias = _StackRole
+    Output: TypeAlias = _Output
+    Graph: TypeAlias = _Graph
+    Stack: TypeAlias = _Stack
+    State: TypeAlias = _State
 
     kind: ClassVar[str] = "topology"
     stacks: ClassVar[Mapping[str, StackRole]]
@@ -117,7 +131,10 @@ class Topology(nn.Module, Component, ABC):
         return next(iter(self.heads.values()))  # type: ignore[return-value]
 
     def read_heads(self, hidden: Tensor, mask: Tensor | None) -> Any:
-        """Return the logits of every head: a tensor for one, a map by name for several."""
+        """Return the logits of every head for hidden (B, T, C), mask (B, T): a tensor for one, a map for several.
+
+        A tensor is (B, T, V), or (B, V) from a head of whole sequences; a map is by the head's name.
+        """
         logits = {name: head(hidden, mask) for name, head in self.heads.items()}
         return next(iter(logits.values())) if len(logits) == 1 else logits
 
@@ -138,6 +155,8 @@ class Topology(nn.Module, Component, ABC):
 
     def take(self, given: Mapping[str, Tensor | None], *stacks: str) -> dict[str, Tensors]:
         """Deal keyword inputs out to the embeddings of some stacks: stack's name -> inputs by their declared names.
+
+        Shapes are those that the embeddings declare, (batch, sequence) for token ids.
 
         Raises:
             InputError: one is missing, or one is given that no stack reads.

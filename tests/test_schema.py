@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import jsonschema
@@ -10,6 +15,7 @@ import pytest
 import yaml
 
 from transom.core.component import KINDS
+from transom.errors import PluginError
 from transom.registry import manager
 from transom.registry.schema import schema
 from transom.registry.sources import bundled
@@ -74,3 +80,39 @@ def test_what_is_right_passes(checker: jsonschema.Draft202012Validator) -> None:
 def test_what_is_wrong_does_not(checker: jsonschema.Draft202012Validator, old: str, new: str) -> None:
     assert SPEC.count(old) == 1
     assert not checker.is_valid(yaml.safe_load(SPEC.replace(old, new)))
+
+
+def test_every_file_in_the_repository_passes_as_it_is_written(
+    checker: jsonschema.Draft202012Validator, root: Path
+) -> None:
+    files = [*(root / "specs").glob("*.yaml"), root / "tests" / "good.yaml"]
+    assert len(files) > len(bundled())
+    for file in files:
+        checker.validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("example", ["differential", "recurrence"])
+def test_a_spec_of_a_package_passes_where_that_is_installed(
+    checker: jsonschema.Draft202012Validator, root: Path, example: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = root / "examples" / example
+    spec = yaml.safe_load((folder / "spec.yaml").read_text(encoding="utf-8"))
+    assert not checker.is_valid(spec)
+    monkeypatch.syspath_prepend(folder / "src")
+    package = {"differential": "differential", "recurrence": "griffin"}[example]
+    points = [EntryPoint("transom", "transom.plugins", "transom"), EntryPoint(package, f"transom_{example}", "transom")]
+    here = jsonschema.Draft202012Validator(schema(manager.Registry(points)))
+    here.validate(spec)
+    names = [name for name in here.schema["$defs"]["attention"]["anyOf"][0]["enum"] if "/" in name]
+    assert [name.partition("/")[0] for name in names] == [package]
+    for wrong in ({"kind": names[0], "depht": 1}, {"kind": names[0], "d_hidden": "wide"}, f"{package}/other"):
+        spec["model"]["layer"]["attention"] = wrong
+        assert not here.is_valid(spec)
+    with pytest.raises(PluginError, match="no_such_module"):
+        schema(manager.Registry([*points, EntryPoint("acme", "no_such_module", "transom")]))
+
+
+def test_the_command_prints_it(command: Callable[..., CompletedProcess[str]]) -> None:
+    done = command("schema")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == schema()

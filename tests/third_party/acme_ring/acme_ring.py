@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-import pluggy
 import torch
 
-from transom.core.attention import Declaration, Mechanism
-from transom.core.heads import HeadsConfig
-from transom.core.state import PAST, Remembered
+from transom.core import Declaration, HeadsConfig, Mechanism, Remembered
+
+TRANSOM_API = 1
 
 
 class SigmoidAttention(Mechanism):
@@ -25,7 +24,7 @@ class SigmoidAttention(Mechanism):
         """Take the options of all multi-head attentions."""
 
     def declared(self):
-        entry = Remembered(("batch", PAST, self.n_kv_heads, self.head_dim), "append")
+        entry = Remembered(("batch", "past", self.n_kv_heads, self.head_dim), "append")
         return {"k": entry, "v": entry}
 
     def forward(self, q, k, v, context, state=None):
@@ -43,6 +42,5 @@ class SigmoidAttention(Mechanism):
     reference = forward
 
 
-@pluggy.HookimplMarker("transom")
 def transom_components():
     return [SigmoidAttention]
