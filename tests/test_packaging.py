@@ -23,7 +23,8 @@ OUTSIDE = {"tests", "benchmarks", "examples", "docs", "build", "dist", "runs", "
 def packaged_folders(root: Path) -> dict[str, list[str]]:
     """Return the files that belong in a wheel, by package, as the tree has them."""
     folders: dict[str, list[str]] = {}
-    for path in [*root.glob("*.py"), *root.glob("[!.]*/**/*.py"), *root.glob("specs/**/*.yaml"), root / "py.typed"]:
+    data = [*root.glob("specs/**/*.yaml"), *root.glob("conformance/templates/*.in"), root / "py.typed"]
+    for path in [*root.glob("*.py"), *root.glob("[!.]*/**/*.py"), *data]:
         parts = path.relative_to(root).parts
         if parts[0] not in OUTSIDE:
             folders.setdefault(".".join(("transom", *parts[:-1])), []).append("/".join(("transom", *parts)))

@@ -1,0 +1,70 @@
+"""One causal stack that gives the next token's logits, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from transom.core import Remembered, Topology
+
+
+class NewTopology(Topology):
+    """Run one stack in which tokens see what came before, and read the heads at each token."""
+
+    # Its options stand directly under `model` in a spec; those of several stacks would stand under their names.
+    stacks: ClassVar[Mapping[str, Topology.StackRole]] = {"decoder": Topology.StackRole(causal=True)}
+    generates: ClassVar[bool] = True
+    decoder: Topology.Stack
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Take no options."""
+
+    def forward(
+        self,
+        *,
+        attention_mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        state: Topology.State | None = None,
+        logits: bool = True,
+        attentions: bool = False,
+        **inputs: Tensor,
+    ) -> Topology.Output:
+        """Return hidden states (B, T, C) and logits (B, T, V) for `input_ids` (B, T), or what the embedding reads.
+
+        attention_mask (B, T): 1 at real tokens, anywhere in a row. document_ids (B, T): rows of several documents, kept
+        apart. state: what the tokens before left. Without `logits` the heads are left out; with `attentions` the
+        weights of each layer come along.
+        """
+        weights: list[Tensor] | None = [] if attentions else None
+        hidden, after = self.decoder(
+            self.take(inputs, "decoder")["decoder"],
+            attention_mask=attention_mask,
+            document_ids=document_ids,
+            state=state,
+            weights=weights,
+        )
+        read = self.read_heads(hidden, attention_mask) if logits else None
+        return Topology.Output(read, hidden, after, None if weights is None else tuple(weights))
+
+    def declared(self) -> Mapping[str, Remembered]:
+        """Declare the stack's state."""
+        return self.decoder.declared()
+
+    def empty_state(self, batch: int) -> Topology.State:
+        """Return the state before the first token, for `batch` rows."""
+        return self.decoder.empty_state(batch)
+
+    def graphs(self) -> Mapping[str, Topology.Graph]:
+        """Declare what is exported: one graph, a step of any number of tokens."""
+        state = self.declared()
+        outputs = self.logits_dims("sequence")
+        return {"model": Topology.Graph(self.decoder.inputs(), outputs, state, state, self._step)}
+
+    def _step(self, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the outputs and the next state of a step, by their declared names."""
+        out = self(**inputs, state=Topology.State(state, padded=True))
+        return self.logits_by_name(out.logits), out.state.tensors
