@@ -10,6 +10,7 @@ from ...core.component import Site
 from ...core.context import Context
 from ...core.feedforward import Activation, FeedForward, activate
 from ...core.linear import Linear
+from ...core.moves import Concat, Layouts, Move, Take
 from ...core.state import Memories
 
 
@@ -33,6 +34,16 @@ class GluFeedForward(FeedForward):
         # Gate and value come from one product: half the dispatches of two.
         self.gate_up = Linear(site.d_model, 2 * self.width, bias=config.bias)
         self.down = Linear(self.width, site.d_model, bias=config.bias, gain=(2 * site.n_layers) ** -0.5)
+
+    def layouts(self) -> Layouts:
+        """Publish `separate`: gate_proj, up_proj, down_proj; or `fused`: [gate | up] in gate_up_proj, down_proj."""
+        separate: dict[str, Move] = {}
+        fused: dict[str, Move] = {}
+        for kind in ("weight",) if self.down.bias is None else ("weight", "bias"):
+            gate, up, down = (Take(f"{name}_proj.{kind}") for name in ("gate", "up", "down"))
+            separate |= {f"gate_up.{kind}": Concat((gate, up), (self.width, self.width)), f"down.{kind}": down}
+            fused |= {f"gate_up.{kind}": Take(f"gate_up_proj.{kind}"), f"down.{kind}": down}
+        return {"separate": separate, "fused": fused}
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Change each token of x (B, T, C)."""

@@ -10,7 +10,11 @@ from ...core.component import Site
 from ...core.context import Context
 from ...core.feedforward import Activation, FeedForward, activate
 from ...core.linear import Linear
+from ...core.moves import Layouts, Take, conv1d
 from ...core.state import Memories
+
+_FC = (("up", "fc1"), ("down", "fc2"))
+_CONV1D = (("up", "c_fc"), ("down", "c_proj"))
 
 
 class MlpFeedForward(FeedForward):
@@ -29,6 +33,14 @@ class MlpFeedForward(FeedForward):
         width = config.d_ff or 4 * site.d_model
         self.up = Linear(site.d_model, width, bias=config.bias)
         self.down = Linear(width, site.d_model, bias=config.bias, gain=(2 * site.n_layers) ** -0.5)
+
+    def layouts(self) -> Layouts:
+        """Publish `fc`: fc1 and fc2; or `conv1d`: c_fc and c_proj, transposed."""
+        kinds = ("weight",) if self.up.bias is None else ("weight", "bias")
+        return {
+            "fc": {f"{own}.{kind}": Take(f"{name}.{kind}") for own, name in _FC for kind in kinds},
+            "conv1d": {f"{own}.{kind}": conv1d(f"{name}.{kind}") for own, name in _CONV1D for kind in kinds},
+        }
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Change each token of x (B, T, C)."""
