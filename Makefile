@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 # How many processes `make walk` keeps busy.
 WORKERS ?= 2
 
-.PHONY: help demo test conformance planted walk bench swap recall kill lint lock clean venv
+.PHONY: help demo test conformance planted walk bench swap recall families kill lint lock clean venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -42,6 +42,9 @@ swap: venv ## measure what swapping the attention does to held-out text, in docs
 
 recall: venv ## measure what each attention can recall, in docs/comparison.md
 	$(PY) benchmarks/recall.py
+
+families: venv ## measure every family against transformers, and write docs/families.md
+	$(PY) tests/families/table.py
 
 kill: venv ## kill trainings at 20 random moments: the final weights must be bit-equal
 	$(PY) benchmarks/kill.py

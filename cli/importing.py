@@ -10,10 +10,13 @@ import typer
 
 def importing(
     hf_dir: Annotated[Path, typer.Argument(metavar="HF_DIR", help="A folder with *.safetensors and config.json.")],
-    spec: Annotated[
-        str, typer.Option("--spec", metavar="SPEC", help="The model, with a section hf that says where weights are.")
-    ],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="RUN", help="The run's folder.")],
+    spec: Annotated[
+        str | None,
+        typer.Option(
+            "--spec", metavar="SPEC", help="The model, with a section hf that says where weights are; else config.json."
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What to change in the spec.")
     ] = None,
@@ -22,7 +25,8 @@ def importing(
 
     Every tensor there is taken once, and every parameter is given once, or nothing is written.
     """
-    from ..interop import import_run
+    from ..interop import family_spec, import_run
     from ..registry.spec import load_spec
 
-    print(import_run(hf_dir, load_spec(spec, overrides or ()), out))
+    changes = overrides or ()
+    print(import_run(hf_dir, load_spec(spec, changes) if spec else family_spec(hf_dir, changes), out))

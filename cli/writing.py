@@ -43,4 +43,4 @@ def _with_runtime(folder: Path, prompts: Sequence[str], sampling: Sampling, on_t
     rows = tokenizer.encode_batch(prompts)
     # As in training: a source ends with the closing token, a text begins with the opening one.
     rows = [[*row, vocabulary.eos] if runtime.reads_source else [vocabulary.bos, *row] for row in rows]
-    return generate_exported(runtime, rows, replace(sampling, eos_id=vocabulary.eos), tokenizer.decode, on_text)
+    return generate_exported(runtime, rows, replace(sampling, eos_id=vocabulary.ends), tokenizer.decode, on_text)

@@ -12,6 +12,7 @@ import torch
 
 from ..core.component import Part, Site
 from ..core.heads import HeadsConfig
+from ..core.scaling import Scaling
 from ..errors import PluginError
 
 D_MODEL = 36  # 6 heads of 6: even, for what turns pairs, and no multiple of 8
@@ -36,6 +37,7 @@ SMALL: dict[str, Any] = {
 # listed.
 OTHERS: dict[str, tuple[Any, ...]] = {
     "n_kv_heads": (2,),
+    "bias": (("q", "v", "out"),),
     "head_dim": (10,),
     "scale": (0.3,),
     "window": (8, 1),
@@ -49,11 +51,21 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "d_hidden": (7,),
     "fraction": (0.67,),
     "theta": (100.0,),
+    "scaling": (
+        Scaling(kind="llama3", factor=3.0, trained=40, slow=0.5),
+        Scaling(kind="yarn", factor=3.0, trained=40, fast=8.0, magnitude=1.0),  # a turn keeps lengths
+        Scaling(kind="linear", factor=3.0),
+    ),
+    "soft_cap": (2.0,),
+    "query_scalar": (10.0,),
     "max_distance": (41,),
     "std": (0.3,),
     "eps": (1e-3,),
     "channels": (2,),
     "rate": (0.6,),
+    "n_types": (3,),
+    "width": (10,),
+    "offset": (2,),
 }
 
 # Kinds whose constructor takes a site and nothing else, so that options can be tried on it.
@@ -163,8 +175,9 @@ def _others(cls: type[Any], name: str, base: Mapping[str, Any]) -> tuple[Any, ..
 
     hint = get_type_hints(cls.Config, include_extras=True)[name]
     default = base.get(name, cls.Config.__dataclass_fields__[name].default)
-    if get_origin(hint) is Literal:
-        return tuple(value for value in get_args(hint) if value != default)
+    choices = next((each for each in (hint, *get_args(hint)) if get_origin(each) is Literal), None)
+    if choices is not None and (choices is hint or name not in OTHERS):
+        return tuple(value for value in get_args(choices) if value != default)
     if hint is bool:
         return (not default,)
     marks = getattr(hint, "__metadata__", ())

@@ -85,7 +85,7 @@ class Subject:
                 return cast(Tensor, module.score(tokens, tokens, *inputs))
             return cast(Tensor, getattr(module, self.hook)(x, tokens))
         if self.kind == "embedding":
-            return cast(Tensor, run(**dict(zip(module.inputs(), inputs, strict=True))))
+            return cast(Tensor, module.finish(run(**dict(zip(module.inputs(), inputs, strict=True)))))
         if self.kind in ("norm", "head"):
             return cast(Tensor, run(x))
         here = across(*inputs) if self.cross else context(x, causal=self.causal)

@@ -14,7 +14,7 @@ from .position import Position, add_positions
 from .state import Memories
 from .sublayer import Sublayer
 
-Placement = Literal["pre", "post", "sandwich", "parallel"]
+Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_norms"]
 PARTS = ("attention", "cross_attention", "feedforward")
 
 
@@ -22,8 +22,9 @@ class Block(nn.Module):
     """Run one layer: its sublayers in order, each with its norm and residual.
 
     `placement`: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))); `parallel` x + f(norm(x))
-    + g(norm(x)), one norm for all sublayers. `norms`: name of a sublayer -> its norm (`after_` of it for the second of
-    a sandwich); a missing norm is no norm. `positions`: encodings of this layer alone; None for the stack's.
+    + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `norms`: name of a
+    sublayer -> its norm (`after_` of it for the second of a sandwich); a missing norm is no norm. `positions`:
+    encodings of this layer alone; None for the stack's.
     """
 
     def __init__(
@@ -68,10 +69,12 @@ class Block(nn.Module):
             x = add_positions(x, self.own_positions, contexts["attention"].tokens)
         kept: dict[str, Memories] = {}
         modules: Any = self._modules
-        shared = modules["shared_norm"](x) if "shared_norm" in modules else x
+        shared = modules["shared_norm"](x) if "shared_norm" in modules else x  # before any sublayer has changed it
         for name, (before, after, outer) in self._around:
             if self.placement == "parallel":
                 y = shared
+            elif self.placement == "parallel_norms":
+                y = shared if before is None else modules[before](shared)
             else:
                 y = x if before is None else modules[before](x)
             y, memories = modules[name](y, contexts[name], None if state is None else state.get(name))
@@ -90,7 +93,7 @@ class Block(nn.Module):
 def _around(placement: Placement, name: str) -> tuple[str | None, str | None, str | None]:
     """Return the names of the norms before a sublayer, after it, and after its residual."""
     match placement:
-        case "pre":
+        case "pre" | "parallel_norms":
             return f"{name}_norm", None, None
         case "post":
             return None, None, f"{name}_norm"

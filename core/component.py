@@ -76,7 +76,8 @@ class Site:
     """Say what the surroundings of a component fix: every component is built as `cls(config, site)`.
 
     `causal`: tokens may not see later ones. `cross`: keys and values come from a memory. `n_layers`: depth of the
-    stack, for initial scales. `n_heads`, `head_dim`: of the attentions that a position serves.
+    stack, for initial scales. `layer`: place of the block in it, from 1. `n_heads`, `head_dim`: of the attentions that
+    a position serves.
     """
 
     d_model: int
@@ -84,6 +85,7 @@ class Site:
     causal: bool = True
     cross: bool = False
     n_layers: int = 1
+    layer: int = 1
     n_heads: int = 1
     head_dim: int = 1
 

@@ -16,22 +16,23 @@ from .component import Component, Site
 class Input:
     """Declare one tensor that a model takes: its dimensions (names where they vary) and its dtype.
 
-    `high`: values of an int64 input are below it.
+    `high`: values of an int64 input are below it. `optional`: a call may leave it out, and means zeros.
     """
 
     dims: tuple[str | int, ...]
     dtype: Literal["int64", "float"]
     high: int = 0
+    optional: bool = False
 
 
 _Input = Input  # under another name: the class below takes this one for its own attribute
 
 
 class Embedding(nn.Module, Component, ABC):
-    """Turn raw inputs into a sequence of vectors.
+    """Turn raw inputs into a sequence of vectors, in two steps: positions are added between `forward` and `finish`.
 
     `maskable`: its columns are those of an attention mask (text); otherwise every column is real (patches).
-    `vocab_size`: of the tokens it reads; None when it reads none. `weight` then is its table (V, C).
+    `vocab_size`: of the tokens it reads; None when it reads none. `width`: of the vectors that positions are added to.
     """
 
     Input: TypeAlias = _Input
@@ -44,6 +45,7 @@ class Embedding(nn.Module, Component, ABC):
         super().__init__()
         self.config = config
         self.site = site
+        self.width: int = site.d_model
 
     @abstractmethod
     def inputs(self) -> Mapping[str, Input]:
@@ -51,15 +53,23 @@ class Embedding(nn.Module, Component, ABC):
 
     @abstractmethod
     def forward(self, **inputs: Tensor) -> Tensor:
-        """Return (B, T, C) for the declared inputs."""
+        """Return (B, T, width) for the declared inputs."""
 
     @abstractmethod
     def reference(self, **inputs: Tensor) -> Tensor:
-        """Compute `forward`, (B, T, C), from its definition."""
+        """Compute `forward`, (B, T, width), from its definition."""
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return what the layers read, (B, T, C), of x (B, T, width) with its positions: each token on its own."""
+        return x
 
     def table(self) -> Tensor:
-        """Return the vectors (V, C) that a tied head shares."""
+        """Return the vectors (V, E) that a tied head shares; E may be narrower than C."""
         raise NotImplementedError(f"{type(self).__name__} has no table of tokens")
+
+    def lend(self, site: Site) -> Embedding | Borrowed:
+        """Return what reads with this one's weights in another stack, at that stack's site."""
+        return Borrowed(self)
 
 
 class Borrowed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from .context import Context
 from .state import Memories
 from .sublayer import Sublayer
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "relu2", "tanh"]
 
 
 class FeedForward(Sublayer, ABC):
@@ -33,7 +34,11 @@ class FeedForward(Sublayer, ABC):
 
 
 def activate(name: Activation, x: Tensor) -> Tensor:
-    """Return the named activation of x, elementwise; `relu2` is relu squared (So et al. 2021)."""
+    """Return the named activation of x, elementwise.
+
+    `relu2` is relu squared (So et al. 2021); `quick_gelu` x * sigmoid(1.702 x), a gelu by a logistic (Hendrycks and
+    Gimpel 2016).
+    """
     match name:
         case "relu":
             return F.relu(x)
@@ -41,7 +46,11 @@ def activate(name: Activation, x: Tensor) -> Tensor:
             return F.gelu(x)
         case "gelu_tanh":
             return F.gelu(x, approximate="tanh")
+        case "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
         case "silu":
             return F.silu(x)
         case "relu2":
             return F.relu(x).square()
+        case "tanh":
+            return torch.tanh(x)

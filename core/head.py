@@ -35,8 +35,12 @@ class Head(nn.Module, Component, ABC):
     def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` of hidden (B, T, C) and mask (B, T) from its definition."""
 
+    def features(self, hidden: Tensor) -> Tensor:
+        """Return what `projection` scores, (..., E), of hidden (..., C): itself, unless a head changes it first."""
+        return hidden
+
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        """Return weight (V, C) and bias (V,) when logits are `hidden @ weight.T + bias`, else None.
+        """Return weight (V, E) and bias (V,) when logits are `features(hidden) @ weight.T + bias`, else None.
 
         With them a loss over a large vocabulary is computed in chunks, without all logits at once.
         """

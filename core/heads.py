@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from .attention import Declaration, Mechanism
 from .component import Part, Site
 from .context import Context
-from .linear import Linear
+from .linear import Fused, Linear
 from .moves import Concat, Heads, Layouts, Move, Take, conv1d
 from .state import Declared, Memories
 from .sublayer import Sublayer
@@ -22,16 +22,20 @@ from .tokens import Tokens
 class HeadsConfig:
     """Set what every mechanism's shell takes.
 
-    n_heads: query heads. n_kv_heads: key heads, each shared by a group of query heads (all, when left out).
-    head_dim: width of a head (d_model / n_heads). bias: on the projections. scale: of the scores (head_dim^-1/2).
-    qk_norm: a norm on each head's q and k. gate: multiply the output by a sigmoid of the input.
+    n_heads: query heads. n_kv_heads: key heads, each shared by a group of query heads (all, when left out). head_dim:
+    width of a head (d_model / n_heads). bias: on the projections, or on which of them. scale: of the scores
+    (head_dim^-1/2). query_scalar: what the scale is the -1/2 power of, instead of head_dim. depth_scale: whether the
+    scale is divided by the place of the layer in its stack, from 1 (Karamcheti et al. 2021). qk_norm: a norm on each
+    head's q and k. gate: multiply the output by a sigmoid of the input.
     """
 
     n_heads: int
     n_kv_heads: int | None = None
     head_dim: int | None = None
-    bias: bool = False
+    bias: bool | tuple[Literal["q", "k", "v", "out"], ...] = False
     scale: float | None = None
+    query_scalar: float | None = None
+    depth_scale: bool = False
     qk_norm: Annotated[Part | None, "norm"] = None
     gate: bool = False
 
@@ -42,6 +46,12 @@ class HeadsConfig:
             raise ValueError(f"n_kv_heads: {self.n_kv_heads} key heads do not divide {self.n_heads} query heads evenly")
         if self.head_dim is not None and self.head_dim < 1:
             raise ValueError(f"head_dim: {self.head_dim} is not a width; at least 1")
+        if self.query_scalar is not None and (self.scale is not None or self.query_scalar <= 0.0):
+            raise ValueError(f"query_scalar: {self.query_scalar} must be above 0, and stand alone or leave scale out")
+
+    def biased(self, *parts: str) -> list[bool]:
+        """Say which of some projections have a bias."""
+        return [self.bias if isinstance(self.bias, bool) else part in self.bias for part in parts]
 
     def resolved(self, d_model: int) -> HeadsConfig:
         """Return these options with every number filled in for a model of width `d_model`."""
@@ -69,11 +79,11 @@ class MultiHeadAttention(Sublayer):
         # One product for q, k and v costs less to dispatch than three; across a memory, q stands alone.
         self.shares = [config.n_heads, config.n_kv_heads, config.n_kv_heads]
         if site.cross:
-            self.q = Linear(site.d_model, width, bias=config.bias)
-            self.kv = Linear(site.d_model, 2 * kv_width, bias=config.bias)
+            self.q = Fused(site.d_model, (width,), config.biased("q"))
+            self.kv = Fused(site.d_model, (kv_width, kv_width), config.biased("k", "v"))
         else:
-            self.qkv = Linear(site.d_model, width + 2 * kv_width, bias=config.bias)
-        self.out = Linear(width, site.d_model, bias=config.bias, gain=(2 * site.n_layers) ** -0.5)
+            self.qkv = Fused(site.d_model, (width, kv_width, kv_width), config.biased("q", "k", "v"))
+        self.out = Linear(width, site.d_model, bias=all(config.biased("out")), gain=(2 * site.n_layers) ** -0.5)
         head_site = site.but(d_model=config.head_dim)
         self.q_norm = config.qk_norm.build(head_site) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(head_site) if config.qk_norm else None
@@ -108,8 +118,8 @@ class MultiHeadAttention(Sublayer):
         inner = set(self.mechanism.state_dict())
         own: dict[str, Move] = {f"mechanism.{name}": Take(name) for name in inner}
         found = {name: own | moves for name, moves in self._published("weight").items()}
-        if self.out.bias is not None:
-            found = {name: found[name] | moves for name, moves in self._published("bias").items()}
+        biases = self._biases()
+        found = {name: found[name] | moves for name, moves in biases.items()} if biases else found
         for layout, entries in self.mechanism.layouts().items():
             moves = {f"mechanism.{name}" if name in inner else name: move for name, move in entries.items()}
             found[layout] = found.get(layout, found["separate"]) | moves
@@ -129,6 +139,21 @@ class MultiHeadAttention(Sublayer):
             "per_head": (Heads(Take(f"query_key_value.{kind}"), self.kv_heads[0], group), Take(f"dense.{kind}")),
         }
         return {layout: {f"qkv.{kind}": qkv, f"out.{kind}": out} for layout, (qkv, out) in pairs.items()}
+
+    def _biases(self) -> dict[str, dict[str, Move]]:
+        """Return the layouts of the biases that there are; where only some projections have one, they stand apart."""
+        fused = {"q": self.q, "kv": self.kv} if self.site.cross else {"qkv": self.qkv}
+        if self.out.bias is not None and all(all(has for _, has in part.parts) for part in fused.values()):
+            return self._published("bias")
+        moves: dict[str, Move] = {} if self.out.bias is None else {"out.bias": Take("o_proj.bias")}
+        for parts, each in fused.items():
+            there = [
+                (Take(f"{name}_proj.bias"), size) for name, (size, has) in zip(parts, each.parts, strict=True) if has
+            ]
+            if there:
+                takes, sizes = zip(*there, strict=True)
+                moves[f"{parts}.bias"] = takes[0] if len(takes) == 1 else Concat(takes, sizes)
+        return {"separate": moves} if moves else {}
 
     def prime(self, context: Context) -> Memories:
         """Return what the mechanism keeps of `context.memory`, for all steps to come."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -22,6 +25,28 @@ class Linear(nn.Linear):
         nn.init.normal_(self.weight, std=self.gain * self.in_features**-0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+class Fused(Linear):
+    """Map (..., in) to parts side by side, (..., sum of `sizes`), in one product, with a bias on some of them.
+
+    `biased`: whether each part has one; `bias` holds the rows of those that have, None where none has.
+    """
+
+    def __init__(self, in_features: int, sizes: Sequence[int], biased: Sequence[bool]) -> None:
+        self.parts = tuple(zip(sizes, biased, strict=True))
+        super().__init__(in_features, sum(sizes), bias=all(biased))
+        self.partly = any(biased) and not all(biased)
+        if self.partly:
+            self.bias = nn.Parameter(torch.zeros(sum(size for size, has in self.parts if has)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (..., sum of sizes) of x (..., in)."""
+        if not self.partly:
+            return F.linear(x, self.weight, self.bias)
+        rows = iter(self.bias.split([size for size, has in self.parts if has]))
+        whole = [next(rows) if has else self.bias.new_zeros(size) for size, has in self.parts]
+        return F.linear(x, self.weight, torch.cat(whole))
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:

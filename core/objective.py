@@ -60,6 +60,9 @@ class Objective(Component, ABC):
     `fields`: the fields of a raw batch that it reads. `lookahead`: how many tokens more than `seq_len` a row of text
     needs. `per_token`: whether it asks at each token, or once a sequence. `sequences`: how many a model is given, one
     for each of its stacks. `asks_next`: whether a target is a later token of the last of them.
+    `derives`: whether it makes what it asks for out of the data, instead of asking for tokens or labels as they are.
+    `logits`: how many logits it reads of each answer, where that is neither one a token nor one a class. `extra_ids`:
+    how many ids beyond the tokenizer's it uses.
     """
 
     Prepared: TypeAlias = _Prepared
@@ -73,6 +76,9 @@ class Objective(Component, ABC):
     per_token: ClassVar[bool] = True
     sequences: ClassVar[int] = 1
     asks_next: ClassVar[bool] = False
+    derives: ClassVar[bool] = False
+    logits: ClassVar[int | None] = None
+    extra_ids: int = 0
 
     def __init__(self, config: Any, vocabulary: Vocabulary | None) -> None:
         self.config = config
@@ -95,7 +101,8 @@ class Objective(Component, ABC):
         projection = head.projection()
         targets = prepared.targets
         if projection is not None:
-            total, correct = linear_cross_entropy(hidden.flatten(0, -2), *projection, targets.flatten())
+            read = head.features(hidden.flatten(0, -2))
+            total, correct = linear_cross_entropy(read, *projection, targets.flatten())
             return Loss(total, prepared.count, {"correct": correct})
         return self.reference(hidden, head, prepared)
 

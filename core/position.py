@@ -16,7 +16,7 @@ class Position(nn.Module, Component, ABC):
     """Tell a model where its tokens stand, through the hooks that `hooks` declares.
 
     `relative`: shifting all positions by the same amount changes nothing. `site.n_heads` and `site.head_dim` are those
-    of the attentions that it serves.
+    of the attentions that it serves; `site.d_model` is the width of the embeddings that it is added to.
     """
 
     kind: ClassVar[str] = "position"
@@ -27,6 +27,10 @@ class Position(nn.Module, Component, ABC):
         super().__init__()
         self.config = config
         self.site = site
+
+    def most(self) -> int:
+        """Return how many tokens in a row it has places for: `max_seq_len`, unless it says less."""
+        return self.site.max_seq_len
 
     def add(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return embeddings x (B, T, C) with their positions added."""

@@ -10,16 +10,25 @@ from .linear import at_least_fp32
 
 
 def softmax_reference(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+    cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute softmax attention from its definition (Vaswani et al. 2017), and return the weights too.
 
     q (B, T, H, D); k, v (B, S, K, D) with K dividing H; mask (B or 1, T, S) bool, True where seen; bias (B or 1, H, T,
-    S) on the scaled scores. Returns (B, T, H, D) and the weights (B, H, T, S). A row that sees nothing gives 0.
+    S) on the scaled scores, which stay within `cap` of 0 where there is one: cap * tanh(score / cap), before the bias.
+    Returns (B, T, H, D) and the weights (B, H, T, S). A row that sees nothing gives 0.
     """
     groups = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2)
     scores = torch.einsum("bthd,bshd->bhts", at_least_fp32(q), at_least_fp32(k)) * scale
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
@@ -39,15 +48,20 @@ def softmax_attention(
     causal: bool = False,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
+    cap: float | None = None,
 ) -> Tensor:
-    """Compute softmax attention with torch's fused kernel.
+    """Compute softmax attention with torch's fused kernel, or by its definition where scores are capped.
 
     q (B, T, H, D); k, v (B, S, K, D) with K dividing H; mask (B or 1, T, S) bool, True where seen; bias (B or 1, H, T,
-    S) on the scaled scores. Returns (B, T, H, D). A row that sees nothing gives 0.
+    S) on the scaled scores. Returns (B, T, H, D). A row that sees nothing gives 0. `cap` is `softmax_reference`'s.
 
     `causal` stands for the lower triangle where no mask is needed besides it (T = S): its kernel skips what lies above.
     """
     assert mask is None or not causal, "the triangle is part of the mask"
+    if cap is not None:  # no kernel knows it
+        if causal:
+            mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril().unsqueeze(0)
+        return softmax_reference(q, k, v, mask, bias, scale, cap)[0]
     empty: Tensor | None = None
     if mask is not None:
         # A row that sees nothing sees everything instead, and is then set to 0: no kernel is asked for 0 / 0.

@@ -40,6 +40,8 @@ class Stack(nn.Module):
         self.embedding = embedding
         self.positions = nn.ModuleList(positions)
         self._positions = tuple(positions)
+        own = [position for block in blocks if block.positions is not None for position in block.own_positions]
+        self._most = min([site.max_seq_len, *(position.most() for position in (*positions, *own))])
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
         self.checkpoint_activations = False
@@ -147,7 +149,7 @@ class Stack(nn.Module):
         tokens = self._tokens(x, packing, document_ids, state)
         if packing is not None:
             x = packing.pack(x)
-        x = add_positions(x, self._positions, tokens)
+        x = self.embedding.finish(add_positions(x, self._positions, tokens))
         context = Context(
             tokens, self.site.causal, _past(state), None if state is None else state.seen,
             positions=self._positions, weights=weights,
@@ -245,7 +247,7 @@ class Stack(nn.Module):
         return mask
 
     def _check_length(self, length: int, mask: Tensor | None, state: State | None) -> None:
-        most = self.site.max_seq_len
+        most = self._most
         if length + (0 if state is None else state.columns) <= most:
             return
         # Columns may be padding: only now is it worth counting the real ones, which a device must be asked for.
@@ -253,7 +255,8 @@ class Stack(nn.Module):
         total = new if state is None else state.seen + new
         longest = total if isinstance(total, int) else int(total.max()) if total.numel() else 0
         if longest > most:
-            raise InputError(f"{longest} tokens in a row; this model takes at most max_seq_len = {most}")
+            which = "max_seq_len =" if most == self.site.max_seq_len else "what its positions have places for:"
+            raise InputError(f"{longest} tokens in a row; this model takes at most {which} {most}")
 
 
 def _past(state: State | None) -> Tokens | None:

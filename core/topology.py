@@ -98,6 +98,9 @@ class Topology(nn.Module, Component, ABC):
             name: {role.prefix + own: own for own in stacks[name].embedding.inputs()}
             for name, role in self.stacks.items()
         }
+        self._optional = {  # by stack: what its embedding calls those that a call may leave out
+            name: {own for own, put in stacks[name].embedding.inputs().items() if put.optional} for name in self.stacks
+        }
         self.spec: Any = None  # what it was composed from; set by whoever composes
 
     @classmethod
@@ -159,7 +162,7 @@ class Topology(nn.Module, Component, ABC):
         Shapes are those that the embeddings declare, (batch, sequence) for token ids.
 
         Raises:
-            InputError: one is missing, or one is given that no stack reads.
+            InputError: one that is not optional is missing, or one is given that no stack reads.
         """
         taken: dict[str, Tensors] = {}
         left = len(given)
@@ -168,6 +171,9 @@ class Topology(nn.Module, Component, ABC):
             for name, declared in self._reads[stack].items():
                 tensor = given.get(name)
                 if tensor is None:
+                    if declared in self._optional[stack]:
+                        left -= name in given
+                        continue
                     self._refuse(given, stacks)
                 left -= 1
                 own[declared] = tensor

@@ -21,7 +21,7 @@ from .graph import state_facts, write_graph
 from .lowering import lowered
 from .manifest import MANIFEST, GraphFacts, Manifest, sha256
 from .parity import Report, Row, compare
-from .source import TOKENIZER, Source, read_source
+from .source import Source, read_source
 
 
 def export(
@@ -68,8 +68,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
     report = compare(model, folder, graphs, state, max_seq_len)
     if report.failed:
         raise ExportError(f"the exported graph disagrees with PyTorch, and was not kept:\n{report}")
-    if source.tokenizer is not None:
-        shutil.copyfile(source.tokenizer[0], folder / TOKENIZER)
+    source.copy_tokenizer(folder)
     Manifest(
         max_seq_len=max_seq_len,
         vocab_size=source.vocab_size(_ids(graphs)),
@@ -79,6 +78,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
         layers=layers,
         state=state,
         special_ids=source.special_ids,
+        stop_ids=source.stop_ids,
         versions=_versions(),
         parity=tuple(_plain(row) for row in report.rows),
         spec=model.spec.resolved if model.spec else None,

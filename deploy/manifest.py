@@ -62,7 +62,8 @@ class Manifest:
 
     `max_seq_len`: the most real tokens a row may have. `vocab_size`: the tokens that a tokenizer
     gives, or else the ids that the model reads; None without text. `special_ids`: of the tokenizer, by `bos`, `eos`,
-    `pad`, `mask`. `versions`: of the libraries that wrote and checked the folder.
+    `pad`, `mask`. `stop_ids`: other tokens that end what it writes. `versions`: of the libraries that wrote and checked
+    the folder.
     `layers`: by module, what a component's part of the graphs was made from: its lowering, or its `forward`.
     `parity`: the rows of the report. `spec`: the complete spec, None for a model that was built without one.
     `files`: sha256 of every other file.
@@ -75,6 +76,7 @@ class Manifest:
     graphs: Mapping[str, GraphFacts]
     state: Mapping[str, StateFacts]
     special_ids: Mapping[str, int] = field(default_factory=dict)
+    stop_ids: tuple[int, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
     parity: tuple[Mapping[str, Any], ...] = ()

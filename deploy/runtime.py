@@ -199,7 +199,7 @@ def generate(
     runtime = folder if isinstance(folder, Runtime) else Runtime(folder)
     special = runtime.manifest.special_ids
     if sampling.eos_id is None and "eos" in special:
-        sampling = replace(sampling, eos_id=special["eos"])
+        sampling = replace(sampling, eos_id=(special["eos"], *runtime.manifest.stop_ids))
     if not runtime.reads_source:
         return write(runtime, prompts, sampling, decode, on_token)
     if "bos" not in special:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
 from ..core.topology import Topology
-from ..core.vocabulary import END, MASK, PAD
+from ..core.vocabulary import ROLES, Roles
 from ..errors import CheckpointError, ExportError
 from ..registry.weights import load_model
 
 TOKENIZER = "tokenizer.json"
-# What the special tokens of a tokenizer that Transom made stand for.
-SPECIAL = {"bos": END, "eos": END, "pad": PAD, "mask": MASK}
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,30 @@ class Source:
         """Return the ids of the tokenizer's special tokens by what they stand for."""
         if self.tokenizer is None:
             return {}
-        ids = {role: self.tokenizer[1].token_to_id(text) for role, text in SPECIAL.items()}
+        said = asdict(Roles.beside(self.tokenizer[0]))
+        ids = {role: self.tokenizer[1].token_to_id(said[role] or "") for role in ("bos", "eos", "pad", "mask")}
         return {role: number for role, number in ids.items() if number is not None}
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Return the ids of the other tokens that end what a model writes."""
+        if self.tokenizer is None:
+            return ()
+        found = map(self.tokenizer[1].token_to_id, Roles.beside(self.tokenizer[0]).stops)
+        return tuple(number for number in found if number is not None)
 
     def vocab_size(self, ids: int | None) -> int | None:
         """Return how many tokens can be written: what the tokenizer knows of the model's `ids`."""
         return ids if self.tokenizer is None else self.tokenizer[1].get_vocab_size()
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        """Copy the tokenizer to a folder, and the file that says what its special tokens are where it has one."""
+        if self.tokenizer is None:
+            return
+        path = self.tokenizer[0]
+        shutil.copyfile(path, folder / TOKENIZER)
+        if path.with_name(ROLES).is_file():
+            shutil.copyfile(path.with_name(ROLES), folder / ROLES)
 
 
 def read_source(model_or_run: Topology | str | os.PathLike[str]) -> Source:

@@ -119,6 +119,7 @@ class _Row:
         self.ids: list[int] = []
         self.ended: Ended | None = None
         self._sampling = sampling
+        self._eos_ids = sampling.eos_ids
         self._room = max_seq_len - len(prompt)
         self._text = text
         if self._room == 0:
@@ -126,7 +127,7 @@ class _Row:
 
     def take(self, token: int) -> None:
         """Add a token and end the row where it is due."""
-        if token == self._sampling.eos_id:
+        if token in self._eos_ids:
             self.ended = "eos"
         else:
             self.ids.append(token)
@@ -253,8 +254,8 @@ def _check(
         what = "sampling.stop" if sampling.stop else "on_token"
         raise InputError(f"{what} needs the text of the tokens: pass decode=, the tokenizer's way from ids to text")
     last = stepper.vocab_size - 1
-    if sampling.eos_id is not None and sampling.eos_id > last:
-        raise InputError(f"sampling.eos_id: {sampling.eos_id} is not a token of this model, which knows 0 to {last}")
+    if odd := [number for number in sampling.eos_ids if number > last]:
+        raise InputError(f"sampling.eos_id: {odd[0]} is not a token of this model, which knows 0 to {last}")
     for row, prompt in enumerate(prompts):
         if not prompt:
             raise InputError(

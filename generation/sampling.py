@@ -32,7 +32,7 @@ class Sampling:
             the output already, from 0.01 to 100; 1 changes nothing (arXiv 1909.05858).
         seed: the same seed, prompt and model give the same tokens; at least 0.
         stop: strings that end a row; its text ends before the first of them that it completes.
-        eos_id: the token that ends a row, if there is one.
+        eos_id: the token that ends a row, or several of which each does, if there is one.
 
     Raises:
         InputError: a value is outside what is allowed; each wrong value has its line.
@@ -45,7 +45,14 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    eos_id: int | None = None
+    eos_id: int | tuple[int, ...] | None = None
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Return the tokens of `eos_id`, however many there are."""
+        if isinstance(self.eos_id, tuple):
+            return self.eos_id
+        return () if self.eos_id is None else (self.eos_id,)
 
     def __post_init__(self) -> None:
         rules = {
@@ -64,7 +71,10 @@ class Sampling:
                 and all(isinstance(text, str) and text and "\ufffd" not in text for text in self.stop),
                 "a tuple of strings, none of them empty and none with the replacement character U+FFFD",
             ),
-            "eos_id": (self.eos_id is None or _is_whole(self.eos_id, 0), "a token id of at least 0, or None"),
+            "eos_id": (
+                all(_is_whole(number, 0) for number in self.eos_ids),
+                "a token id of at least 0, a tuple of such, or None",
+            ),
         }
         wrong = [
             f"sampling.{name}: {getattr(self, name)!r} is not {allowed}"

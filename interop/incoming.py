@@ -20,43 +20,50 @@ from ..registry.compose import compose
 from ..registry.spec import Spec, dump_spec
 from ..registry.versions import MADE_BY, made_by
 from ..registry.weights import SPEC, WEIGHTS, digest
-from .folders import CONFIG, KEPT_CONFIG, TOKENIZER, whole_folder
+from .families import family_spec
+from .folders import CONFIG, KEPT_CONFIG, whole_folder
 from .mapping import SHOWN, Mapped, mapping
-from .shards import DTYPES, Shards, inside, read_json, shown
+from .shards import DTYPES, Shards, read_json, shown
+from .words import copy_text
 
 AnyPath = str | os.PathLike[str]
 
 
-def import_checkpoint(hf_dir: AnyPath, spec: Spec) -> Topology:
-    """Return the model of a spec with the weights of a Hugging Face folder, on CPU in fp32, in eval mode.
+def import_checkpoint(hf_dir: AnyPath, spec: Spec | None = None) -> tuple[Spec, Topology]:
+    """Return a spec and its model with the weights of a Hugging Face folder, on CPU in fp32, in eval mode.
 
-    The spec's section `hf` says where they are. Tensors are read one at a time: beside the model, no more than the
-    largest of its parameters is held.
+    The spec's section `hf` says where they are; without a spec it follows from the folder's `config.json`, as
+    `family_spec` says. Tensors are read one at a time: beside the model, no more than the largest of its parameters is
+    held.
 
     Raises:
-        SpecError: the spec has no section `hf`, or one that does not fit its model, or can't be composed.
+        SpecError: the spec has no section `hf`, or one that does not fit its model, or can't be composed; or as
+            `family_spec` does.
         CheckpointError: the folder can't be read, or does not hold just the weights of this model.
     """
+    spec = family_spec(hf_dir) if spec is None else spec
     source = _Source(Path(hf_dir), spec)
     model = compose(spec)
     own = model.state_dict()
     with torch.no_grad():
         for name, tensor in source.weights():
             own[name].copy_(tensor)
-    return model.eval()
+    return spec, model.eval()
 
 
-def import_run(hf_dir: AnyPath, spec: Spec, out: AnyPath) -> Path:
+def import_run(hf_dir: AnyPath, spec: Spec | None, out: AnyPath) -> Path:
     """Write a Hugging Face folder as the folder of a run and return that.
 
-    It gets the weights in the dtype that they are published in, the spec, `tokenizer.json` where there is one, and
-    `config.json` as `hf_config.json`. It is written beside its place and renamed: it is whole, or not there.
+    It gets the weights in the dtype that they are published in, the spec, the tokenizer where there is one with all
+    that goes with it, the licence, and `config.json` as `hf_config.json`. It is written beside its place and renamed:
+    it is whole, or not there.
 
     Raises:
         SpecError: as `import_checkpoint` does.
         CheckpointError: as `import_checkpoint` does, or `out` is there already.
     """
     folder = Path(hf_dir)
+    spec = family_spec(folder) if spec is None else spec
     with whole_folder(Path(out)) as beside:
         source = _Source(folder, spec)
         weights = {name: tensor.contiguous() for name, tensor in source.weights()}
@@ -67,8 +74,7 @@ def import_run(hf_dir: AnyPath, spec: Spec, out: AnyPath) -> Path:
         if (folder / CONFIG).exists():
             read_json(folder, CONFIG)  # what goes back out later is at least a config
             shutil.copyfile(folder / CONFIG, beside / KEPT_CONFIG)
-        if (folder / TOKENIZER).exists():
-            shutil.copyfile(inside(folder, TOKENIZER, str(folder)), beside / TOKENIZER)
+        copy_text(folder, beside)
     return Path(out)
 
 

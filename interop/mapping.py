@@ -16,7 +16,7 @@ from ..core.topology import Topology
 from ..errors import PluginError
 from ..registry.marks import BrokenSpec, Mark, Problem, nearest
 from ..registry.spec import Spec
-from ..registry.typed import NUMBER, HfSettings, Place
+from ..registry.typed import MAYBE, NUMBER, HfSettings, Place
 
 SHOWN = 20  # of many names that are wrong
 
@@ -118,7 +118,7 @@ class _Finder:
         self.problems.append(self.spec.problem("hf.modules", message))
 
     def _place(self, entry: str, place: Place) -> None:
-        pattern, matched, names = _pattern(entry), False, set[str]()
+        pattern, matched, names = _pattern(entry.removesuffix(MAYBE)), entry.endswith(MAYBE), set[str]()
         for path, module in self.modules.items():
             match = pattern.fullmatch(path)
             if match is None:
@@ -126,14 +126,14 @@ class _Finder:
             matched = True
             if path not in self.placed:
                 moves = self._moves(entry, place, module)
-                self.placed[path] = _Placed(entry, module, _filled(place.at, match), moves, place.names)
+                self.placed[path] = _Placed(entry, module, _filled(place.at, match), moves, place.renames)
                 names.update(name for own in module.state_dict() for name in moves.get(own, Take(own)).names())
             elif len(re.findall(NUMBER, self.placed[path].entry)) == len(re.findall(NUMBER, entry)):
                 self._wrong(entry, f"{path} is named by '{self.placed[path].entry}' too")
         if not matched:
             known = {re.sub(r"(?<![^.])\d+(?![^.])", "{layer}", path) for path in self.modules}
             self._wrong(entry, f"the model has no such module{nearest(entry, known)}")
-        for name in place.names if names else ():
+        for name in place.sure if names else ():
             if not any(f"{published}.".startswith(f"{name}.") for published in names):
                 self._wrong(entry, f"the layout has no name '{name}'{nearest(name, names)}")
 

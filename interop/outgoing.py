@@ -19,6 +19,7 @@ from ..registry.weights import SPEC, WEIGHTS, last_weights, matched, on_cpu
 from .folders import CONFIG, KEPT_CONFIG, TOKENIZER, whole_folder
 from .mapping import mapping
 from .shards import INDEX
+from .words import kept_files
 
 SHARD_BYTES = 5_000_000_000
 
@@ -50,6 +51,8 @@ def export_checkpoint(
         for kept, name in ((KEPT_CONFIG, CONFIG), (TOKENIZER, TOKENIZER)):
             if (folder / kept).is_file():
                 shutil.copyfile(folder / kept, beside / name)
+        for path in kept_files(folder):
+            shutil.copyfile(path, beside / path.name)
     return place
 
 

@@ -18,6 +18,7 @@ from .data.pairs import PairsData
 from .data.text import TextData
 from .embedding.patch_2d import Patch2dEmbedding
 from .embedding.token import TokenEmbedding
+from .feedforward.experts import ExpertsFeedForward
 from .feedforward.glu import GluFeedForward
 from .feedforward.mlp import MlpFeedForward
 from .head.classifier import ClassifierHead
@@ -26,8 +27,11 @@ from .norm.layer import LayerNorm
 from .norm.rms import RmsNorm
 from .objective.causal_lm import CausalLmObjective
 from .objective.classification import ClassificationObjective
+from .objective.infilling import InfillingObjective
 from .objective.masked_lm import MaskedLmObjective
+from .objective.replaced_token import ReplacedTokenObjective
 from .objective.seq2seq_lm import Seq2seqLmObjective
+from .objective.span_corruption import SpanCorruptionObjective
 from .position.alibi import AlibiPosition
 from .position.learned import LearnedPosition
 from .position.rope import RopePosition

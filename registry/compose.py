@@ -128,11 +128,13 @@ class _Builder:
         )
         assert stack.embedding is not None
         part = stack.embedding
-        embedding = self.at(f"{path}.embedding", part.build, site) if lender is None else _borrowed(lender)
+        embedding = self.at(f"{path}.embedding", part.build if lender is None else lender.lend, site)
         # Blocks first: an attention whose heads do not fit is refused at its own place, not at that of its positions.
-        blocks = [self.block(f"{path}.layers.{i}", stack.layers[i], site) for i in self.built(stack.layers)]
+        blocks = [
+            self.block(f"{path}.layers.{i}", stack.layers[i], site.but(layer=i + 1)) for i in self.built(stack.layers)
+        ]
         served = [layer.attention for layer in stack.layers if layer.position is None]
-        positions = self.positions(f"{path}.position", stack.position, served, site)
+        positions = self.positions(f"{path}.position", stack.position, served, site, embedding.width)
         norm = None if stack.norm is None else self.at(f"{path}.norm", stack.norm.build, site)
         return Stack(site, embedding, positions, blocks, norm)
 
@@ -157,13 +159,17 @@ class _Builder:
                 norms[name] = self.at(f"{path}.norm", norm.build, site)
         positions = None
         if layer.position is not None:
-            positions = self.positions(f"{path}.position", layer.position, [layer.attention], site)
+            served = [layer.attention]
+            positions = self.positions(f"{path}.position", layer.position, served, site, site.d_model)
         return Block(sublayers, norms, placement=layer.placement, positions=positions, dropout=layer.dropout)
 
-    def positions(self, path: str, parts: Sequence[Part], served: Sequence[Part | None], site: Site) -> list[Position]:
+    def positions(
+        self, path: str, parts: Sequence[Part], served: Sequence[Part | None], site: Site, width: int
+    ) -> list[Position]:
         """Build the encodings that serve some attentions, of whose heads they must know the number and the width.
 
-        Where no attention has heads, what turns or scores them has nothing to do and is left out.
+        `width`: of the vectors that they are added to. Where no attention has heads, what turns or scores them has
+        nothing to do and is left out.
         """
         heads = {
             (config.n_heads, self.at(path, config.resolved, site.d_model).head_dim)
@@ -182,7 +188,7 @@ class _Builder:
                     "of their own",
                 )
             n_heads, head_dim = next(iter(heads), (1, site.d_model))
-            where = site.but(n_heads=n_heads, head_dim=head_dim)
+            where = site.but(d_model=width, n_heads=n_heads, head_dim=head_dim)
             built.append(self.at(path, part.build, where))
         return built
 
@@ -208,7 +214,3 @@ class _Outliner(_Builder):
     def built(self, layers: Sequence[LayerSpec]) -> Sequence[int]:
         """Return which layers of a stack are built."""
         return sorted(set(stand_ins(layers)))
-
-
-def _borrowed(lender: Any) -> Borrowed:
-    return lender if isinstance(lender, Borrowed) else Borrowed(lender)

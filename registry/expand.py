@@ -76,7 +76,12 @@ def _heads(model: Node, reading: Reading) -> Node:
     if part is None or part.items.get("kind", head).value == NONE:
         HeadForm().bind(head, reading)
         return node_of({} if part else BROKEN, head.mark)
-    return head if is_named(head) else node_of({ONLY_HEAD: head}, head.mark)
+    if not is_named(head):
+        return node_of({ONLY_HEAD: head}, head.mark)
+    there = {
+        name: each for name, each in head.items.items() if (as_map(each) or each).items.get("kind", each).value != NONE
+    }
+    return node_of(there, head.mark, head.keys)
 
 
 def _stacks(model: Node, expanded: Expanded, reading: Reading) -> dict[str, Node]:
@@ -200,6 +205,7 @@ def written_out(content: Content, shapes: Mapping[str, list[Shape]], registry: R
         for name, value in plain.items()
         if name != "model" and not (name == "hf" and value is None)
     }
+    dumped.get("hf", {}).pop("config", None)
     return {"name": dumped.pop("name"), "model": {**sizes, **inside, "head": head}, **dumped}
 
 

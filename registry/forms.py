@@ -155,6 +155,21 @@ class Null(Form):
         return {"type": "null"}
 
 
+class Raw(Form):
+    """Anything, left as it was read: its reader comes later."""
+
+    wanted = "anything"
+
+    def _bind(self, node: Node, reading: Reading) -> Any:
+        return node
+
+    def dump(self, value: Any, registry: Registry) -> Any:
+        return value.plain()
+
+    def schema(self, schemas: Schemas) -> dict[str, Any]:
+        return {}
+
+
 class OneOf(Form):
     """A value of any of several forms, tried in order."""
 

@@ -68,6 +68,10 @@ class PartForm(Form):
         before, after = old.items.get("kind"), new.items.get("kind", old.items.get("kind"))
         if before is None or after is None:
             return merge_maps(old, new, reading, lambda _: None)
+        if before.value == NONE and "kind" not in new.items:
+            for gone in new.items.values():
+                reading.drop(gone, f"is taken by no {self.kind}: there is {NONE}")
+            return base
         if NONE in (before.value, after.value):
             return over
         if is_reference(before) or is_reference(after):

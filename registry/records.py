@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.component import KINDS, Part
 from ..errors import PluginError
-from .forms import Choice, Form, ListOf, MapOf, Null, OneOf, Reading, Scalar, Schemas, merge_maps
+from .forms import Choice, Form, ListOf, MapOf, Null, OneOf, Raw, Reading, Scalar, Schemas, merge_maps
 from .manager import Registry
 from .marks import BROKEN, Node, nearest
 
@@ -138,6 +138,8 @@ def form_of(annotation: Any, where: str) -> Form:
         return Scalar(annotation)
     if annotation is type(None):
         return Null()
+    if annotation is Node:
+        return Raw()
     if origin is typing.Literal:
         return Choice(args)
     if origin in (typing.Union, types.UnionType):

@@ -16,6 +16,7 @@ from .written import Written
 
 MAX_EXTENDS = 16
 BUNDLED = Path(__file__).resolve().parents[1] / "specs"
+FAMILIES = BUNDLED / "families"
 SUFFIXES = (".yaml", ".yml")
 _KEYS = [item.name for item in dataclasses.fields(Written)]
 
@@ -25,16 +26,23 @@ def bundled() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.yaml"))
 
 
+def families() -> dict[str, Path]:
+    """Return the files of the model families that come with Transom, by name."""
+    return {path.stem: path for path in sorted(FAMILIES.glob("*.yaml"))}
+
+
 def locate(given: str, beside: Path, mark: Mark, problems: list[Problem]) -> Path:
-    """Return the file that a spec's name or path means; a relative path is relative to the folder `beside`.
+    """Return the file that a spec's or a family's name, or a path, means; a path is relative to the folder `beside`.
 
     Raises:
         BrokenSpec: at `mark`, no bundled spec has this name.
     """
     if given.endswith(SUFFIXES) or "/" in given or os.sep in given:
         return beside / given
+    if given in families():
+        return families()[given]
     if given not in bundled():
-        near = nearest(given, bundled())
+        near = nearest(given, [*bundled(), *families()])
         message = f"no bundled spec is named '{given[:100]}'{near}; a path ends in .yaml"
         raise BrokenSpec([*problems, Problem(mark, message)])
     return BUNDLED / f"{given}.yaml"

@@ -74,9 +74,15 @@ class Spec(Content):
 
 
 def load_spec(
-    path_or_name: str | os.PathLike[str], overrides: Sequence[str] = (), *, registry: Registry | None = None
+    path_or_name: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    laid: Sequence[Node] = (),
+    registry: Registry | None = None,
 ) -> Spec:
     """Read a spec from a file, or a bundled one by its name; `overrides` are `key=value` with a YAML value.
+
+    `laid`: pieces of specs that are laid over it before the overrides, one after the other.
 
     Raises:
         SpecError: with everything that is wrong, each at its file, line and column.
@@ -85,7 +91,8 @@ def load_spec(
     given = os.fspath(path_or_name)
     problems = Problems()
     path = locate(given, Path(), Mark(given[:100]), problems) if isinstance(path_or_name, str) else Path(given)
-    return _read(read_file(path, problems), path.stem, path.parent, overrides, problems, registry)
+    root = read_file(path, problems)
+    return _read(root, path.stem, path.parent, overrides, problems, registry, laid)
 
 
 def parse_spec(
@@ -125,10 +132,16 @@ _Dumper.add_representer(str, _write_text)
 
 
 def _read(
-    root: Node, name: str, folder: Path, texts: Sequence[str], problems: list[Problem], registry: Registry | None
+    root: Node,
+    name: str,
+    folder: Path,
+    texts: Sequence[str],
+    problems: list[Problem],
+    registry: Registry | None,
+    laid: Sequence[Node] = (),
 ) -> Spec:
     reading = Reading(registry or default(), problems)
-    layers = [*documents(root, folder, problems), *overrides(texts, problems)]
+    layers = [*documents(root, folder, problems), *laid, *overrides(texts, problems)]
     for document in layers:
         check_written(document, reading)
     merged = layers[0]

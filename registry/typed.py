@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, cast
 
 from ..core.component import Part
+from .marks import Node
 from .settings import ExportSettings, TrainSettings
 
 NUMBER = r"\{([a-z_]+)\}"
 """What stands for a number in the name of a module."""
+MAYBE = "?"
+"""What ends the name of something that a model may not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,7 @@ class LayerSpec:
     `position`: null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds.
     """
 
-    placement: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    placement: Literal["pre", "post", "sandwich", "parallel", "parallel_norms"] = "pre"
     norm: Annotated[Part | None, "norm"]
     attention: Annotated[Part | None, "attention"]
     cross_attention: Annotated[Part | None, "attention"] = None
@@ -66,27 +69,107 @@ class Place:
 
     `at`: what the names of its tensors begin with, "" for nothing; a `{layer}` of our own name stands for its number.
     `layout`: which of its published layouts it has, the module's first one unless given. `names`: names of that layout,
-    or what they begin with up to a dot -> how this checkpoint has them.
+    or what they begin with up to a dot -> how this checkpoint has them; `norm?` is a name that the layout may not have.
     """
 
     at: str
     layout: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def sure(self) -> Sequence[str]:
+        """The names that the layout must have."""
+        return [name for name in self.names if not name.endswith(MAYBE)]
+
+    @property
+    def renames(self) -> Mapping[str, str]:
+        """How this checkpoint has each name."""
+        return {name.removesuffix(MAYBE): there for name, there in self.names.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSettings:
+    """Say what one field of a `config.json` sets.
+
+    `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
+    they differ; others are refused. `cases`: their value -> a piece of a spec that is laid over this one instead.
+    `each`: the field is a list with an item a layer; item -> what that layer changes in `layer`. `count`: the field
+    that says how many layers there are; a default of fewer items begins again. `counted`: whether what goes to the
+    options is how many items the field has.
+    """
+
+    to: tuple[str, ...] | str = ()
+    counted: bool = False
+    values: Mapping[str, Node] = field(default_factory=dict)
+    cases: Mapping[str, Node] = field(default_factory=dict)
+    each: Mapping[str, Node] = field(default_factory=dict)
+    count: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.values and not self.to:
+            raise ValueError("values: need an option to go to: give `to`")
+        if self.counted and (self.values or not self.to):
+            raise ValueError("counted: a number goes to an option as it is: give `to`, and no `values`")
+        if self.each and (self.to or self.count is None):
+            raise ValueError("each: goes to the layers, not to an option, and needs `count`, their number")
+        object.__setattr__(self, "to", (self.to,) if isinstance(self.to, str) else self.to)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigSettings:
+    """Say how a spec follows from the `config.json` of a Hugging Face folder.
+
+    `type`: its `model_type`. `architectures`: those that there are, the first where the file names none -> the piece of
+    a spec that each lays over this one. `fields`: field -> the option that its value goes to, several, or a map with
+    more; in order, a later one wins; `a.b` is field b of the map a. `defaults`: what fields are that the file leaves
+    out; within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields that change
+    nothing. `renamed`: an older name -> the name that it is read by.
+    """
+
+    type: str
+    architectures: Mapping[str, Node]
+    fields: Mapping[str, FieldSettings | tuple[str, ...] | str]
+    defaults: Mapping[str, Node] = field(default_factory=dict)
+    same: Mapping[str, Node] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        whole = {
+            name: item if isinstance(item, FieldSettings) else FieldSettings(to=item)
+            for name, item in self.fields.items()
+        }
+        if odd := sorted(self.defaults.keys() - whole.keys()):
+            raise ValueError(f"defaults: '{odd[0]}' is none of `fields`")
+        if odd := sorted(self.same.keys() & whole.keys()):
+            raise ValueError(f"same: '{odd[0]}' is one of `fields` too")
+        object.__setattr__(self, "fields", whole)
+
+    @property
+    def readings(self) -> Mapping[str, FieldSettings]:
+        """What each field sets, in full."""
+        return cast("Mapping[str, FieldSettings]", self.fields)
+
 
 @dataclass(frozen=True, kw_only=True)
 class HfSettings:
     """Say where the weights are in a Hugging Face checkpoint.
 
-    `modules`: our module -> theirs, or a map of where it is and how it is laid out there; `{layer}` in both stands for
-    any number. `ignore`: glob patterns of tensors that carry no weight.
+    `modules`: our module -> theirs, or a map of where it is and how it is laid out there, or null for a module that
+    another spec named and that is not there; `{layer}` in both stands for any number, and `norm?` for a module that may
+    not be there. `ignore`: glob patterns of
+    tensors that carry no weight. `prefix`: what their names begin with, and may be without in some checkpoints.
+    `config`: how the rest of the spec follows from `config.json`, where it does.
     """
 
-    modules: Mapping[str, Place | str]
+    modules: Mapping[str, Place | str | None]
     ignore: tuple[str, ...] = ()
+    prefix: str = ""
+    config: ConfigSettings | None = field(default=None, compare=False)  # a run is past it, and does not keep it
 
     def __post_init__(self) -> None:
-        places = {ours: Place(at=to) if isinstance(to, str) else to for ours, to in self.modules.items()}
+        there = {ours: to for ours, to in self.modules.items() if to is not None}
+        places = {ours: Place(at=to) if isinstance(to, str) else to for ours, to in there.items()}
         for ours, place in places.items():
             if odd := sorted(set(re.findall(NUMBER, ours)) ^ set(re.findall(NUMBER, place.at))):
                 raise ValueError(f"modules: {{{odd[0]}}} must stand in both '{ours}' and '{place.at}', or in neither")

@@ -12,7 +12,7 @@ from ..core.component import Part
 from .forms import Form, MapOf, Reading, Schemas, merge_maps
 from .manager import Registry
 from .marks import BROKEN, Node
-from .parts import PartForm
+from .parts import NONE, PartForm
 from .records import Record, record_of
 from .settings import ExportSettings, TrainSettings
 from .typed import HfSettings, LayerSpec
@@ -86,7 +86,7 @@ class HeadForm(Form):
 
     def __init__(self) -> None:
         self.one = PartForm("head", optional=True)
-        self.many = MapOf(PartForm("head"))
+        self.many = MapOf(PartForm("head", optional=True))
 
     def _bind(self, node: Node, reading: Reading) -> Any:
         return (self.many if is_named(node) else self.one).bind(node, reading)
@@ -132,8 +132,9 @@ def spec_form() -> Record:
 
 
 def is_named(node: Node) -> bool:
-    """Say whether a head's node is a map of named heads: it names no kind, and all in it are parts."""
-    return "kind" not in node.items and any(isinstance(child.value, dict) for child in node.items.values())
+    """Say whether a head's node is a map of named heads: it names no kind, and all in it are parts, or none."""
+    there = node.items.values()
+    return "kind" not in node.items and any(isinstance(child.value, dict) or child.value == NONE for child in there)
 
 
 def check_written(document: Node, reading: Reading) -> None:

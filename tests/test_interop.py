@@ -28,7 +28,7 @@ def test_llama_computes_the_same_and_goes_back(tmp_path: Path, tied: bool, shard
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(5)}
     folder = put(tmp_path / "hf", theirs | extra, shards)
     spec = parse_spec(LLAMA, [f"model.head.tied={str(tied).lower()}"])
-    model, ids = import_checkpoint(folder, spec), torch.randint(97, (23,))
+    (_, model), ids = import_checkpoint(folder, spec), torch.randint(97, (23,))
     q, k, v = (theirs[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv")
     assert torch.equal(model.decoder.layers[1].attention.qkv.weight, torch.cat([q, k, v]))  # type: ignore[union-attr]
     wanted = llama({name: tensor.double() for name, tensor in theirs.items()}, ids)
@@ -45,7 +45,7 @@ def test_gpt2_computes_the_same_and_goes_back(tmp_path: Path) -> None:
     theirs = gpt2_weights()
     # A mask that old checkpoints carry has a name like that of a weight.
     folder = put(tmp_path / "hf", theirs | {"h.0.attn.bias": torch.ones(1, 1, 29, 29)})
-    model, ids = import_checkpoint(folder, parse_spec(GPT2)), torch.randint(83, (19,))
+    (_, model), ids = import_checkpoint(folder, parse_spec(GPT2)), torch.randint(83, (19,))
     wanted = gpt2({name: tensor.double() for name, tensor in theirs.items()}, ids)
     with torch.no_grad():
         torch.testing.assert_close(model.double()(input_ids=ids[None]).logits[0], wanted, rtol=1e-9, atol=1e-9)
@@ -104,7 +104,7 @@ def otherwise(plain: Tensors) -> Tensors:
 
 def test_other_layouts_other_names_and_a_layer_of_its_own(tmp_path: Path) -> None:
     plain = llama_weights()
-    want = import_checkpoint(put(tmp_path / "plain", plain), parse_spec(LLAMA)).state_dict()
+    want = import_checkpoint(put(tmp_path / "plain", plain), parse_spec(LLAMA))[1].state_dict()
     text = LLAMA
     for before, after in OTHERWISE.items():
         assert text.count(before) == 1
@@ -125,7 +125,8 @@ def test_a_module_around_others_holds_what_they_leave(tmp_path: Path) -> None:
         parts = zip("qkv", tensor.split([60, 20, 20]), strict=True) if there == "them.qkv.weight" else ()
         theirs |= {f"them.{part}_proj.weight": piece.clone() for part, piece in parts} or {there: tensor}
     theirs["them.o_proj.weight"] = theirs.pop("them.out.weight")
-    same(dict(import_checkpoint(put(tmp_path / "hf", theirs), parse_spec(text)).state_dict()), dict(model.state_dict()))
+    _, found = import_checkpoint(put(tmp_path / "hf", theirs), parse_spec(text))
+    same(dict(found.state_dict()), dict(model.state_dict()))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,8 @@ def test_a_module_around_others_holds_what_they_leave(tmp_path: Path) -> None:
             "tiny_gpt", [f"model.layer.attention.{option}" for option in ("bias=true", "qk_norm=rms", "gate=true")]
         ),
         load_spec("tiny_gpt", ["model.layer.feedforward.bias=true"]),
+        load_spec("tiny_gpt", ["model.layer.attention.bias=[q,v,out]"]),
+        load_spec("tiny_t5", ["model.layer.attention.bias=[out]", "model.decoder.layer.cross_attention.bias=[q,v]"]),
     ],
     ids=lambda spec: spec.name,
 )

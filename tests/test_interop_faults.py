@@ -195,7 +195,7 @@ def test_of_many_the_first_are_named_and_the_rest_counted(tmp_path: Path) -> Non
          "18:5: hf.modules.decoder.layers.{i}.feedforward: decoder.layers.0.feedforward is named by "
          "'decoder.layers.{layer}.feedforward' too"),
         ("h.{layer}.mlp", "h.{i}.mlp", "hf.modules: {i} must stand in both"),
-        ("wte", "[wte]", "14:24: hf.modules.decoder.embedding: should be a map or a text, not a list of 1"),
+        ("wte", "[wte]", "14:24: hf.modules.decoder.embedding: should be a map or a text or null, not a list of 1"),
         ("ignore", "ignored", "hf.ignored: unknown option 'ignored' (did you mean 'ignore'?)"),
         (SPEC[SPEC.index("hf:"):], "", "<text>:1:1: hf: is missing: it says where the modules stand"),
     ],

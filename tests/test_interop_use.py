@@ -171,7 +171,7 @@ if act == "write":
 elif act == "run":
     import_run(folder, spec, folder / "run")
 else:
-    model = import_checkpoint(folder, spec)
+    _, model = import_checkpoint(folder, spec)
 print(held("VmHWM") - before)
 """
 

@@ -92,7 +92,7 @@ BY_HAND = [
         "position: null",
         "7:13: model.position: should be a position: its kind, or a map with",
     ),
-    ("placement: pre", "placement: prae", "9:16: model.layer.placement: should be pre, post, sandwich or"),
+    ("placement: pre", "placement: prae", "9:16: model.layer.placement: should be pre, post, sandwich, parallel or"),
     ("placement: pre", "placement: yes", "9:16: model.layer.placement: yes without quotes is true to some YAML"),
     ("    norm: rms\n", "    norm:\n", "10:10: model.layer.norm: should be a norm: its kind, or a map with"),
     ("    norm: rms\n", "", "15:11: model.layers.0.pattern.0.norm: is missing: it should be a"),

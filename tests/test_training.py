@@ -346,7 +346,7 @@ def test_an_encoder_decoder_learns_and_writes(tmp_path: Path) -> None:
     assert generate(alone.stepper, alone.prompts, sampling, alone.tokenizer.decode) == together[1:]
     # One pass over source and target at once chooses the same tokens.
     tokenizer, written = ready.tokenizer, together[0].ids
-    source = torch.tensor([[*tokenizer.encode("ape bee cat"), ready.eos_id]])
+    source = torch.tensor([[*tokenizer.encode("ape bee cat"), *ready.eos_id]])
     target = torch.tensor([[tokenizer.vocabulary.bos, *written]])
     logits = load(run)(input_ids=source, decoder_input_ids=target).logits[0, :, : tokenizer.vocabulary.size]
     assert logits.argmax(-1)[: len(written)].tolist() == written

@@ -40,7 +40,7 @@ def measure(
             tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
             prepared = step.objective.prepare(tensors, generator)
             targets = prepared.targets[prepared.targets != IGNORED]
-            if lengths is not None and step.objective.per_token:
+            if lengths is not None and step.objective.per_token and not step.objective.derives:
                 mine["bytes"] += int(lengths[targets].sum())
             there = moved(prepared, world.device)
             with precision.autocast():
@@ -53,7 +53,7 @@ def measure(
     everyone = world.gather(dict(mine))
     # The first process has the first batch, and so every name that there is.
     added = {name: sum(one.get(name, 0.0) for one in everyone) for name in everyone[0]}
-    return _figures(added, dataset, step.objective.per_token)
+    return _figures(added, dataset, step.objective.per_token and step.objective.logits is None)
 
 
 def _figures(sums: Mapping[str, float], dataset: Dataset, per_token: bool) -> dict[str, float]:

@@ -100,13 +100,14 @@ def check_fit(spec: Spec, model: Topology, objective: Objective, dataset: Datase
     seq_len, most = dataset.data.config.seq_len, spec.model.max_seq_len
     if seq_len is not None and seq_len > most:
         problems.append(spec.problem("data.seq_len", f"{seq_len} is more than the model's max_seq_len: {most}"))
-    tokens = dataset.vocabulary.size if dataset.vocabulary else 0
+    tokens = dataset.vocabulary.size + objective.extra_ids if dataset.vocabulary else 0
     for name in spec.model.stacks:
         stack = getattr(model, name)
         assert isinstance(stack, Stack)
         size = stack.embedding.vocab_size
         if size is not None and size < tokens:
-            message = f"vocab_size: {size} is less than the {tokens} tokens of the data's tokenizer"
+            more = f", {objective.extra_ids} of the objective among them" if objective.extra_ids else ""
+            message = f"vocab_size: {size} is less than the {tokens} tokens of the data's tokenizer{more}"
             problems.append(spec.problem(f"model.stacks.{name}.embedding", message))
     if not problems:
         problems += _check_targets(spec, model, objective, dataset, tokens)
@@ -122,7 +123,7 @@ def _check_targets(spec: Spec, model: Topology, objective: Objective, dataset: D
         hidden = model.eval()(**prepared.inputs, logits=False).hidden
         width = model.head(hidden, prepared.mask).shape[-1]
     model.train(training)
-    wanted = tokens if objective.per_token else len(dataset.report.classes)
+    wanted = objective.logits or (tokens if objective.per_token else len(dataset.report.classes))
     if width >= wanted:
         return []
     what = "tokens" if objective.per_token else "classes"

@@ -76,13 +76,13 @@ class SourceStepper(Stepper):
 class Writing:
     """Hold what `generation.generate` needs to write for some prompts.
 
-    `prompts`: the tokens that each row begins with. `eos_id`: the token that ends a text.
+    `prompts`: the tokens that each row begins with. `eos_id`: the tokens of which each ends a text.
     """
 
     stepper: Stepper
     prompts: list[list[int]]
     tokenizer: Tokenizer
-    eos_id: int
+    eos_id: tuple[int, ...]
 
 
 def writing(run: AnyRun, prompts: Sequence[str]) -> Writing:
@@ -102,11 +102,11 @@ def writing(run: AnyRun, prompts: Sequence[str]) -> Writing:
     if len(model.stacks) == 1:
         field = next(field for field in build_data(found.spec).fields.values() if isinstance(field, TextField))
         begun = [[vocabulary.bos, *row] if field.opened else row for row in rows]
-        return Writing(Stepper(model, vocabulary.size), begun, tokenizer, vocabulary.eos)
+        return Writing(Stepper(model, vocabulary.size), begun, tokenizer, vocabulary.ends)
     sources = [[*row, vocabulary.eos] for row in rows]
     most = found.spec.model.max_seq_len
     for number, source in enumerate(sources):
         if len(source) > most:
             raise InputError(f"prompt {number} has {len(source)} tokens, but the model reads {most} (max_seq_len)")
     stepper = SourceStepper(model, vocabulary.size, sources or [[vocabulary.eos]])
-    return Writing(stepper, [[vocabulary.bos] for _ in rows], tokenizer, vocabulary.eos)
+    return Writing(stepper, [[vocabulary.bos] for _ in rows], tokenizer, vocabulary.ends)

@@ -25,7 +25,7 @@ from ..subjects import Subject
 from ..trial import Failure, Trial
 
 EXPORTED = ("attention", "position", "norm", "feedforward", "embedding", "head", "topology")
-PLACEMENTS = ("pre", "post", "sandwich", "parallel")
+PLACEMENTS = ("pre", "post", "sandwich", "parallel", "parallel_norms")
 
 
 def _topologies(case: Case) -> list[Case]:

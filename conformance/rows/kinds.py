@@ -194,4 +194,4 @@ def a_head_s_projection(subject: Subject, trial: Trial) -> None:
     hidden = vectors(trial.size("batch", (2,)), trial.size("length", (5,)))
     projection = head.projection()
     if projection is not None:
-        trial.close(torch.nn.functional.linear(hidden, *projection), head(hidden))
+        trial.close(torch.nn.functional.linear(head.features(hidden), *projection), head(hidden))

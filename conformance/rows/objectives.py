@@ -26,12 +26,16 @@ KINDS = ("objective",)
 class Projection(nn.Module):
     """Stand for a head by one product; `plain` says that it is no more than that."""
 
-    def __init__(self, per_token: bool, plain: bool) -> None:
+    def __init__(self, per_token: bool, plain: bool, size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(SIZE, 6, dtype=torch.float64))
-        self.bias = nn.Parameter(torch.randn(SIZE, dtype=torch.float64))
+        self.weight = nn.Parameter(torch.randn(size, 6, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.randn(size, dtype=torch.float64))
         self.per_token = per_token
         self.plain = plain and per_token
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """Return hidden (..., C) as it is."""
+        return hidden
 
     def projection(self) -> tuple[Tensor, Tensor] | None:
         """Return the product's weight (V, C) and bias (V,)."""
@@ -72,7 +76,8 @@ def _hidden(prepared: Prepared) -> Tensor:
 
 def _heads(case: Case) -> Iterator[Any]:
     """Yield a head that is a plain product, whose loss may be computed in chunks, and one that is not."""
-    return (Projection(case.cls.per_token, plain) for plain in (True, False))
+    size = SIZE + _objective(case).extra_ids
+    return (Projection(case.cls.per_token, plain, size) for plain in (True, False))
 
 
 def _same(trial: Trial, got: Loss, want: Loss, what: str) -> None:
@@ -89,6 +94,24 @@ def per_token(cases: Cases) -> Iterator[Subject]:
 
 def _unless_per_token(cls: type[Any]) -> str:
     return "" if cls.per_token else "per_token: it asks once a sequence"
+
+
+def as_they_are(cases: Cases) -> Iterator[Subject]:
+    """Put each objective that asks for the tokens of the data."""
+    return per_token([case for case in cases if not case.cls.derives])
+
+
+def _unless_as_they_are(cls: type[Any]) -> str:
+    return "derives: it makes what it asks for" if cls.derives else _unless_per_token(cls)
+
+
+def written(cases: Cases) -> Iterator[Subject]:
+    """Put each objective that has a second sequence written."""
+    return per_token([case for case in cases if case.cls.sequences == 2 and case.cls.asks_next])
+
+
+def _unless_written(cls: type[Any]) -> str:
+    return "" if cls.sequences == 2 and cls.asks_next else "sequences: nothing is written behind what is read"
 
 
 @row(27, "preparing leaves the batch alone and follows the generator", kinds=KINDS, places=once)
@@ -161,7 +184,7 @@ def micro_batches(subject: Subject, trial: Trial) -> None:
         _same(trial, total, full, "the sum over micro-batches")
 
 
-@row(27, "a target is the token that it should be", kinds=KINDS, places=per_token, excuse=_unless_per_token)
+@row(27, "a target is the token that it should be", kinds=KINDS, places=as_they_are, excuse=_unless_as_they_are)
 def a_target(subject: Subject, trial: Trial) -> None:
     # A label shifted by one is caught: ids that count up say where each target comes from.
     case, length, batch = subject.case, 11, trial.size("batch", (3,))
@@ -185,15 +208,32 @@ def a_target(subject: Subject, trial: Trial) -> None:
         trial.holds(not torch.equal(shown[asked], counted[asked]), "what is asked for is shown")
 
 
+@row(27, "what is written is read one token later", kinds=KINDS, places=written, excuse=_unless_written)
+def what_is_written(subject: Subject, trial: Trial) -> None:
+    prepared = _prepare(
+        subject.case, _batch(subject.case, trial.size("batch", (3,)), trial.size("length", (11, 40), least=4))
+    )
+    shown, wanted = prepared.inputs["decoder_input_ids"], prepared.targets
+    asked = wanted[:, :-1] != IGNORED
+    trial.holds(
+        shown.shape == wanted.shape, "the decoder reads another number of tokens than are asked for", wanted.shape
+    )
+    trial.equal(shown[:, 1:][asked], wanted[:, :-1][asked], "what the decoder reads, with what was asked for before,")
+    trial.holds(wanted.max() < SIZE + _objective(subject.case).extra_ids, "an id is beyond the declared ones")
+
+
 @row(27, "padding is never asked for", kinds=KINDS, places=per_token, excuse=_unless_per_token)
 def padding_is_never_asked_for(subject: Subject, trial: Trial) -> None:
     case, length = subject.case, trial.size("length", (11,), least=4)
     batch = _batch(case, trial.size("rows", (4,), least=2), length)
     prepared = _prepare(case, batch)
     last = [name for name in batch if name.endswith("_mask")][-1]
-    real = batch[last][:, case.cls.lookahead :].bool()
+    mask = prepared.mask if case.cls.derives else batch[last][:, case.cls.lookahead :]
+    assert mask is not None
+    real = mask.bool()
     trial.holds((prepared.targets[~real] == IGNORED).all(), "padding is asked for")
     trial.holds((prepared.targets[real] != IGNORED).any(), "nothing real is asked for")
+    trial.holds(prepared.targets.shape == mask.shape, "targets are not of the shape of their mask", mask.shape)
     whole = _prepare(case, _batch(case, 4, length, masked=False))
     trial.holds(whole.mask is None, "a batch without padding gets a mask")
 

@@ -24,7 +24,14 @@ class FullAttention(Mechanism):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HeadsConfig):
-        """Take the options of all multi-head attentions, and none besides."""
+        """soft_cap: how far scaled scores may be from 0; they near it as a tanh does (Gemma Team 2024)."""
+
+        soft_cap: float | None = None
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.soft_cap is not None and self.soft_cap <= 0.0:
+                raise ValueError(f"soft_cap: {self.soft_cap} leaves scores no room; above 0")
 
     def declared(self) -> Declared:
         """Keep every key, turned, and every value; across a memory, those of the memory."""
@@ -42,11 +49,13 @@ class FullAttention(Mechanism):
         plain = context.tokens.plain and (context.past is None or context.past.plain)
         bias = context.score(context.tokens, None, q, k)
         if plain and context.past is None:
-            return softmax_attention(q, k, v, scale=self.scale, causal=context.causal, bias=bias), state
+            return softmax_attention(
+                q, k, v, scale=self.scale, causal=context.causal, bias=bias, cap=self.config.soft_cap
+            ), state
         if plain and q.shape[1] == 1:
-            return softmax_attention(q, k, v, scale=self.scale, bias=bias), state
+            return softmax_attention(q, k, v, scale=self.scale, bias=bias, cap=self.config.soft_cap), state
         mask = context.once("visible", lambda: context.visible(context.keys))
-        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
+        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias, cap=self.config.soft_cap), state
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
@@ -58,7 +67,9 @@ class FullAttention(Mechanism):
         else:
             k, v, state = _extended(k, v, state)
             keys, bias = context.keys, context.score(context.tokens, context.keys, q, k)
-        y, weights = softmax_reference(q, k, v, self.visible(context.tokens, keys), bias, self.scale)
+        y, weights = softmax_reference(
+            q, k, v, self.visible(context.tokens, keys), bias, self.scale, self.config.soft_cap
+        )
         if context.weights is not None:
             context.weights.append(weights)
         return y, state
@@ -75,10 +86,12 @@ class FullAttention(Mechanism):
         if context.weights is not None:
             return self.reference(q, k, v, context)[0]
         mask = None if keys.valid is None else context.once("memory", lambda: self.visible(context.tokens, keys))
-        return softmax_attention(q, k, v, scale=self.scale, mask=mask)
+        return softmax_attention(q, k, v, scale=self.scale, mask=mask, cap=self.config.soft_cap)
 
     def path(self, tokens: int) -> str:
         """Name torch's fused kernel."""
+        if self.config.soft_cap is not None:
+            return "reference: no kernel caps scores"
         return "torch SDPA, causal" if self.site.causal else "torch SDPA"
 
 

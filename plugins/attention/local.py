@@ -30,14 +30,20 @@ class LocalAttention(Mechanism):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HeadsConfig):
-        """window: tokens seen on a side, the token itself included: those at a distance below it."""
+        """window: tokens seen on a side, the token itself included: those at a distance below it.
+
+        soft_cap: how far scaled scores may be from 0; they near it as a tanh does (Gemma Team 2024).
+        """
 
         window: int
+        soft_cap: float | None = None
 
         def __post_init__(self) -> None:
             super().__post_init__()
             if self.window < 1:
                 raise ValueError(f"window: {self.window} leaves a token nothing to see; at least 1, itself")
+            if self.soft_cap is not None and self.soft_cap <= 0.0:
+                raise ValueError(f"soft_cap: {self.soft_cap} leaves scores no room; above 0")
 
     def declared(self) -> Declared:
         """Keep the newest `window` keys, turned, and values."""
@@ -65,7 +71,9 @@ class LocalAttention(Mechanism):
             return self.reference(q, k, v, context, state)
         if state is None and length <= window and context.tokens.plain:
             bias = context.score(context.tokens, context.tokens, q, k)
-            return softmax_attention(q, k, v, scale=self.scale, causal=self.site.causal, bias=bias), None
+            return softmax_attention(
+                q, k, v, scale=self.scale, causal=self.site.causal, bias=bias, cap=self.config.soft_cap
+            ), None
         return (self.masked if length <= window else self._in_blocks)(q, k, v, context, state)
 
     def masked(
@@ -75,7 +83,7 @@ class LocalAttention(Mechanism):
         k, v, tokens, state = self._extend(k, v, context, state)
         mask = context.once(("window", self.config.window), lambda: self.visible(context.tokens, tokens))
         bias = context.score(context.tokens, tokens, q, k)
-        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
+        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias, cap=self.config.soft_cap), state
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
@@ -83,7 +91,9 @@ class LocalAttention(Mechanism):
         """Compute all scores, mask what is outside the window, and take the softmax."""
         k, v, tokens, state = self._extend(k, v, context, state)
         bias = context.score(context.tokens, tokens, q, k)
-        y, weights = softmax_reference(q, k, v, self.visible(context.tokens, tokens), bias, self.scale)
+        y, weights = softmax_reference(
+            q, k, v, self.visible(context.tokens, tokens), bias, self.scale, self.config.soft_cap
+        )
         if context.weights is not None:
             context.weights.append(weights)
         return y, state
@@ -91,7 +101,8 @@ class LocalAttention(Mechanism):
     def path(self, tokens: int) -> str:
         """Name the kernel."""
         window = self.config.window
-        return "torch SDPA" if tokens <= window else f"torch SDPA in blocks of {window}"
+        kernel = "torch SDPA" if self.config.soft_cap is None else "reference (no kernel caps scores)"
+        return kernel if tokens <= window else f"{kernel} in blocks of {window}"
 
     def _extend(
         self, k: Tensor, v: Tensor, context: Context, state: Memories | None
@@ -144,7 +155,7 @@ class LocalAttention(Mechanism):
         if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
             mask = mask.repeat(batch, 1, 1)
             bias = None if bias is None else bias.repeat(batch, 1, 1, 1)
-        y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias)
+        y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias, cap=self.config.soft_cap)
         return y.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length], after
 
     def _block_tokens(self, tokens: Tokens, seen: Tensor | None, blocks: int) -> tuple[Tokens, Tokens]:

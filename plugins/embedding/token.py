@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.component import Site
-from ...core.embedding import Embedding, Input
+from ...core.component import Part, Site
+from ...core.embedding import Borrowed, Embedding, Input
+from ...core.linear import Linear
 
 
 class TokenEmbedding(Embedding):
@@ -25,42 +26,93 @@ class TokenEmbedding(Embedding):
 
         Where the head is tied, the table starts small, for small logits: `sqrt_d_model` keeps the vectors from drowning
         in what the first layers add to them.
+
+        n_types: how many types of token there are besides, each with a vector that is added (Devlin et al. 2019); 0 for
+        none. norm: of the vectors once their positions are added. dropout: the rate of dropping entries after it.
+        width: of the table, where it is narrower than the model (Clark et al. 2020). widen: whether the vectors are
+        mapped to the model's width `first` or `last`, after positions and norm. bias: on that map.
         """
 
         vocab_size: int
         scale: float | Literal["sqrt_d_model"] = 1.0
+        n_types: int = 0
+        norm: Annotated[Part | None, "norm"] = None
+        dropout: float = 0.0
+        width: int | None = None
+        widen: Literal["last", "first"] = "last"
+        bias: bool = False
 
         def __post_init__(self) -> None:
             if self.vocab_size < 1:
                 raise ValueError(f"vocab_size: {self.vocab_size} is not a number of tokens; at least 1")
+            if self.n_types < 0:
+                raise ValueError(f"n_types: {self.n_types} is not a number of types; at least 0")
+            if self.width is not None and self.width < 1:
+                raise ValueError(f"width: {self.width} is not a width; at least 1")
+            if not 0.0 <= self.dropout < 1.0:
+                raise ValueError(f"dropout: {self.dropout} is no rate; from 0 to below 1")
 
     config: Config
 
-    def __init__(self, config: Config, site: Site) -> None:
+    def __init__(self, config: Config, site: Site, lender: TokenEmbedding | None = None) -> None:
+        """Build the embedding for its site; with the table of a `lender` where there is one."""
         super().__init__(config, site)
+        narrow = config.width or site.d_model
         self.vocab_size = config.vocab_size
         self.scale = site.d_model**0.5 if config.scale == "sqrt_d_model" else config.scale
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, site.d_model))
+        self.source = None if lender is None else Borrowed(lender)
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, narrow)) if lender is None else None
+        self.types = nn.Parameter(torch.empty(config.n_types, narrow)) if config.n_types else None
+        self.project = None if narrow == site.d_model else Linear(narrow, site.d_model, bias=config.bias)
+        self.width = narrow if config.widen == "last" else site.d_model
+        self.norm = None if config.norm is None else config.norm.build(site.but(d_model=self.width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw vectors of norm about 1, so that a tied head starts with small logits."""
-        nn.init.normal_(self.weight, std=self.site.d_model**-0.5)
+        for table in (self.weight, self.types):
+            if table is not None:
+                nn.init.normal_(table, std=table.shape[1] ** -0.5)
 
     def inputs(self) -> Mapping[str, Input]:
-        """Take `input_ids` (B, T)."""
-        return {"input_ids": Input(("batch", "sequence"), "int64", high=self.config.vocab_size)}
+        """Take `input_ids` (B, T) and, where there are types, `token_type_ids` (B, T), of type 0 when left out."""
+        ids = {"input_ids": Input(("batch", "sequence"), "int64", high=self.config.vocab_size)}
+        if self.types is None:
+            return ids
+        return ids | {"token_type_ids": Input(("batch", "sequence"), "int64", high=self.config.n_types, optional=True)}
 
-    def forward(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
-        """Return the vectors (B, T, C) of input_ids (B, T) int64."""
-        x = F.embedding(input_ids, self.weight)
-        return x if self.scale == 1.0 else x * self.scale
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Return the vectors (B, T, width) of input_ids (B, T) int64, and of token_type_ids (B, T) int64."""
+        x = F.embedding(input_ids, self.table())
+        x = x if self.scale == 1.0 else x * self.scale
+        if self.types is not None:
+            x = x + (self.types[0] if token_type_ids is None else F.embedding(token_type_ids, self.types))
+        return x if self.project is None or self.config.widen == "last" else self.project(x)
 
-    def reference(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
-        """Compute the same as a product with one-hot rows."""
-        rows: Tensor = F.one_hot(input_ids, self.config.vocab_size).to(self.weight.dtype) @ self.weight
-        return rows * self.scale
+    def reference(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Compute the same as products with one-hot rows."""
+        table = self.table()
+        x: Tensor = F.one_hot(input_ids, self.config.vocab_size).to(table.dtype) @ table * self.scale
+        if self.types is not None:
+            kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            x = x + F.one_hot(kinds, self.config.n_types).to(table.dtype) @ self.types
+        return x if self.project is None or self.config.widen == "last" else self.project(x)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Norm x (B, T, width), drop some of its entries in training, and map it to (B, T, C) where it is narrower."""
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.config.dropout:
+            x = F.dropout(x, self.config.dropout, self.training)
+        return x if self.project is None or self.config.widen == "first" else self.project(x)
 
     def table(self) -> Tensor:
-        """Return the table (V, C)."""
-        return self.weight
+        """Return the table (V, E), the lender's where it is lent."""
+        table = self.weight if self.source is None else self.source.table()
+        assert isinstance(table, Tensor)
+        return table
+
+    def lend(self, site: Site) -> Embedding | Borrowed:
+        """Lend the table alone: types, norm and map are each stack's own."""
+        own = (self.types, self.project, self.norm)
+        return Borrowed(self) if all(part is None for part in own) else TokenEmbedding(self.config, site, self)

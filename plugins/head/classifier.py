@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...core.component import Site
 from ...core.embedding import Embedding
+from ...core.feedforward import Activation, activate
 from ...core.head import Head
 from ...core.linear import Linear
 
@@ -21,23 +22,30 @@ class ClassifierHead(Head):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """n_classes: what there is to choose from. pool: the `mean` of real tokens, the `first` or the `last` one."""
+        """n_classes: what there is to choose from; 1 for one score, by which several sequences are compared.
+
+        pool: the `mean` of real tokens, the `first` or the `last` one. transform: map what is pooled and activate it
+        first (tanh: the pooler of Devlin et al. 2019).
+        """
 
         n_classes: int
         pool: Literal["mean", "first", "last"] = "mean"
+        transform: Activation | None = None
 
         def __post_init__(self) -> None:
-            if self.n_classes < 2:
-                raise ValueError(f"n_classes: {self.n_classes} leaves nothing to choose; at least 2")
+            if self.n_classes < 1:
+                raise ValueError(f"n_classes: {self.n_classes} leaves nothing to score; at least 1")
+
+    config: Config
 
     def __init__(self, config: Config, site: Site, embedding: Embedding) -> None:
         super().__init__(config, site, embedding)
+        self.transform = Linear(site.d_model, site.d_model, bias=True) if config.transform is not None else None
         self.out = Linear(site.d_model, config.n_classes, bias=True)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits (B, n_classes) for hidden (B, T, C), mask (B, T); a row without real tokens pools to 0."""
-        logits: Tensor = self.out(torch.einsum("bt,btc->bc", self._share(hidden, mask), hidden))
-        return logits
+        return self._scores(torch.einsum("bt,btc->bc", self._share(hidden, mask), hidden))
 
     def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the same row by row."""
@@ -50,7 +58,12 @@ class ClassifierHead(Head):
                 rows.append(real.mean(0))
             else:
                 rows.append(real[0 if self.config.pool == "first" else -1])
-        logits: Tensor = self.out(torch.stack(rows))
+        return self._scores(torch.stack(rows))
+
+    def _scores(self, pooled: Tensor) -> Tensor:
+        if self.transform is not None and self.config.transform is not None:
+            pooled = activate(self.config.transform, self.transform(pooled))
+        logits: Tensor = self.out(pooled)
         return logits
 
     def _share(self, hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.component import Site
+from ...core.component import Part, Site
 from ...core.embedding import Borrowed, Embedding
+from ...core.feedforward import Activation, activate
 from ...core.head import Head
+from ...core.linear import Linear
+from ...core.moves import Layouts, Reshape, Take
 
 
 class LmHead(Head):
@@ -21,11 +24,28 @@ class LmHead(Head):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """tied: share the embedding's table. vocab_size: the embedding's when left out. bias: on the logits."""
+        """tied: share the embedding's table. vocab_size: the embedding's when left out. bias: on the logits.
+
+        transform: map the hidden states and activate them first, with a bias (Devlin et al. 2019). norm: after that
+        map. scale: of the hidden states that are scored (rsqrt_d_model: d_model^-1/2, Raffel et al. 2020). soft_cap:
+        how far logits may be from 0; they near it as a tanh does (Gemma Team 2024).
+
+        A shared table that is narrower than the model is reached by such a map too, plain where there is no transform.
+        """
 
         tied: bool = False
         vocab_size: int | None = None
         bias: bool = False
+        transform: Activation | None = None
+        norm: Annotated[Part | None, "norm"] = None
+        scale: float | Literal["rsqrt_d_model"] = 1.0
+        soft_cap: float | None = None
+
+        def __post_init__(self) -> None:
+            if self.soft_cap is not None and self.soft_cap <= 0.0:
+                raise ValueError(f"soft_cap: {self.soft_cap} leaves logits no room; above 0")
+
+    config: Config
 
     def __init__(self, config: Config, site: Site, embedding: Embedding) -> None:
         super().__init__(config, site, embedding)
@@ -34,8 +54,13 @@ class LmHead(Head):
             raise ValueError(f"vocab_size: needed, as embedding {embedding.name!r} reads no tokens")
         if config.tied and size != embedding.vocab_size:
             raise ValueError(f"tied: a head of {size} tokens can't share a table of {embedding.vocab_size or 'none'}")
+        width = embedding.table().shape[1] if config.tied else site.d_model
+        mapped = config.transform is not None or width != site.d_model
+        self.scale = site.d_model**-0.5 if config.scale == "rsqrt_d_model" else config.scale
+        self.transform = Linear(site.d_model, width, bias=config.transform is not None) if mapped else None
+        self.norm = None if config.norm is None else config.norm.build(site.but(d_model=width))
         self.source = Borrowed(embedding) if config.tied else None
-        self.weight = None if config.tied else nn.Parameter(torch.empty(size, site.d_model))
+        self.weight = None if config.tied else nn.Parameter(torch.empty(size, width))
         self.bias = nn.Parameter(torch.empty(size)) if config.bias else None
         self.reset_parameters()
 
@@ -46,18 +71,47 @@ class LmHead(Head):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def projection(self) -> tuple[Tensor, Tensor | None]:
-        """Return the table (V, C), the embedding's when tied, and the bias."""
+    def layouts(self) -> Layouts:
+        """Publish `plain`, its own names; or `row_bias`: the bias as one row (1, V), as BART's final_logits_bias."""
+        if self.bias is None:
+            return {"plain": {}}
+        size = len(self.bias)
+        return {"plain": {}, "row_bias": {"bias": Reshape(Take("bias"), (1, size), (size,))}}
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """Return what is scored, (..., E), of hidden (..., C)."""
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+            hidden = hidden if self.config.transform is None else activate(self.config.transform, hidden)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return hidden if self.scale == 1.0 else hidden * self.scale
+
+    def projection(self) -> tuple[Tensor, Tensor | None] | None:
+        """Return the table (V, E), the embedding's when tied, and the bias; None where logits are capped."""
+        return None if self.config.soft_cap is not None else self._projection()
+
+    def _projection(self) -> tuple[Tensor, Tensor | None]:
         table = self.source.table() if self.source is not None else self.weight
         assert isinstance(table, Tensor)
         return table, self.bias
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits (B, T, V) for hidden (B, T, C)."""
-        return F.linear(hidden, *self.projection())
+        return self._capped(F.linear(self.features(hidden), *self._projection()))
 
     def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Compute the same as an explicit sum over the width."""
-        table, bias = self.projection()
-        logits = torch.einsum("btc,vc->btv", hidden, table)
-        return logits if bias is None else logits + bias
+        """Compute the same as explicit sums over the width."""
+        if self.transform is not None:
+            weight, offset = self.transform.weight, self.transform.bias
+            hidden = torch.einsum("btc,ec->bte", hidden, weight) + (0.0 if offset is None else offset)
+            hidden = hidden if self.config.transform is None else activate(self.config.transform, hidden)
+        if self.norm is not None:
+            hidden = self.norm.reference(hidden)
+        table, bias = self._projection()
+        logits = torch.einsum("btc,vc->btv", hidden, table) * self.scale
+        return self._capped(logits if bias is None else logits + bias)
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        cap = self.config.soft_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)

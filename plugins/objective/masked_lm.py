@@ -42,7 +42,7 @@ class MaskedLmObjective(Objective):
             asked &= mask.bool()
         fate = torch.rand(ids.shape, generator=generator)
         other = torch.randint(self.vocabulary.size, ids.shape, generator=generator)
-        shown = torch.where(asked & (fate < self.config.masked), self.vocabulary.mask, ids)
+        shown = torch.where(asked & (fate < self.config.masked), self.vocabulary.hiding(self.name), ids)
         replaced = asked & (fate >= self.config.masked) & (fate < self.config.masked + self.config.random)
         shown = torch.where(replaced, other, shown)
         return Prepared(inputs | {"input_ids": shown}, ids.masked_fill(~asked, IGNORED), mask)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core.component import Site
 from ...core.position import Position
+from ...core.scaling import Scaling
 from ...core.state import accumulation_dtype
 from ...core.tokens import Tokens
 
@@ -25,12 +26,14 @@ class RopePosition(Position):
     class Config:
         """theta: the slowest pair turns once in about 2 pi theta tokens. fraction: the share of a head that turns.
 
-        layout: `half` pairs entry i with i + d/2, `interleaved` pairs 2i with 2i + 1.
+        layout: `half` pairs entry i with i + d/2, `interleaved` pairs 2i with 2i + 1. scaling: how it is stretched to
+        texts longer than those that it was trained on.
         """
 
         theta: float = 10000.0
         fraction: float = 1.0
         layout: Literal["half", "interleaved"] = "half"
+        scaling: Scaling | None = None
 
         def __post_init__(self) -> None:
             if not 0.0 < self.fraction <= 1.0:
@@ -65,7 +68,8 @@ class RopePosition(Position):
     def _cos_sin(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of each entry, (B or 1, T, 1, width); the first of a pair has its sine negated."""
         angle = tokens.pos[:, :, None, None] * self._speeds(tokens.pos.device, dtype)
-        return angle.cos(), angle.sin()
+        size = 1.0 if self.config.scaling is None else self.config.scaling.size
+        return (angle.cos(), angle.sin()) if size == 1.0 else (angle.cos() * size, angle.sin() * size)
 
     def _speeds(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return how fast each entry turns, (width,); kept, but for a graph, which makes them a part of itself."""
@@ -79,5 +83,7 @@ class RopePosition(Position):
     def _make_speeds(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         rank = torch.arange(0, self.width, 2, device=device, dtype=dtype)
         speed = torch.exp(rank * (-math.log(self.config.theta) / self.width))
+        if self.config.scaling is not None:
+            speed = self.config.scaling.scaled(speed, self.config.theta)
         pair = [-speed, speed]
         return torch.cat(pair) if self.config.layout == "half" else torch.stack(pair, dim=-1).flatten()

@@ -86,7 +86,7 @@ def objective_of(topology: type[Topology]) -> type[Objective]:
     last = list(topology.stacks.values())[-1]
     classes: list[type[Objective]] = [default().get("objective", name) for name in default().names("objective")]
     fitting = [cls for cls in classes if cls.sequences == len(topology.stacks) and cls.asks_next <= last.causal]
-    return max(fitting, key=lambda cls: (cls.asks_next, cls.per_token))
+    return max(fitting, key=lambda cls: (cls.asks_next, cls.per_token, not cls.derives))
 
 
 # -- a part of the combinations that covers all pairs -----------------------------------------------------------------

@@ -1,0 +1,87 @@
+"""How a rotation is stretched to texts longer than those that it was trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """Slow the pairs of a rotation down, those most that turn least.
+
+    kind: `linear` slows all alike (Chen et al. 2023); `llama3` by how often a pair turns (Dubey et al. 2024); `yarn` by
+    its place among the pairs, and makes scores larger (Peng et al. 2023). factor: by how much. trained: the tokens of
+    the texts before; linear needs none. slow, fast: pairs that turn no more often than slow in `trained` tokens are
+    slowed in full, and not at all from fast on (llama3: 1 and 4, yarn: 1 and 32). magnitude: what queries and keys are
+    multiplied by (1; yarn: 0.1 ln factor + 1).
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    trained: int | None = None
+    slow: float | None = None
+    fast: float | None = None
+    magnitude: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.factor < 1.0:
+            raise ValueError(f"factor: {self.factor} makes texts shorter; at least 1")
+        if self.trained is None and self.kind != "linear":
+            raise ValueError(f"trained: {self.kind} needs it: the tokens of the texts that the rotation was trained on")
+        low, high = self.turns
+        if not 0.0 < low < high:
+            raise ValueError(f"slow: {low} must be above 0 and below fast, {high}")
+
+    @property
+    def turns(self) -> tuple[float, float]:
+        """Return `slow` and `fast` with their defaults."""
+        low, high = {"llama3": (1.0, 4.0)}.get(self.kind, (1.0, 32.0))
+        return low if self.slow is None else self.slow, high if self.fast is None else self.fast
+
+    @property
+    def size(self) -> float:
+        """Return `magnitude` with its default."""
+        if self.magnitude is not None:
+            return self.magnitude
+        return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" else 1.0
+
+    def scaled(self, speed: Tensor, theta: float) -> Tensor:
+        """Return how fast pairs turn, (pairs,) radians a token, once they are slowed down; `theta`: the rotation's."""
+        kept = _KEPT[self.kind](self, speed, theta)
+        return speed * kept + speed / self.factor * (1.0 - kept)
+
+
+def _none(scaling: Scaling, speed: Tensor, theta: float) -> Tensor:
+    """Keep nothing: all pairs are slowed in full."""
+    return torch.zeros_like(speed)
+
+
+def _by_turns(scaling: Scaling, speed: Tensor, theta: float) -> Tensor:
+    """Keep what turns often within `trained` tokens."""
+    assert scaling.trained is not None
+    low, high = scaling.turns
+    return ((speed * (scaling.trained / (2 * math.pi)) - low) / (high - low)).clamp(0.0, 1.0)
+
+
+def _by_place(scaling: Scaling, speed: Tensor, theta: float) -> Tensor:
+    """Keep the first pairs: from the whole place where pairs turn `fast` times to that of `slow` it falls evenly."""
+    assert scaling.trained is not None
+    pairs, trained = speed.shape[0], scaling.trained
+    slow, fast = (pairs * math.log(trained / (turns * 2 * math.pi)) / math.log(theta) for turns in scaling.turns)
+    start, end = max(math.floor(fast), 0), min(math.ceil(slow), 2 * pairs - 1)
+    place = torch.arange(pairs, dtype=speed.dtype, device=speed.device)
+    return 1.0 - ((place - start) / (end - start or 0.001)).clamp(0.0, 1.0)
+
+
+_KEPT: Mapping[str, Callable[[Scaling, Tensor, float], Tensor]] = {
+    "linear": _none,
+    "llama3": _by_turns,
+    "yarn": _by_place,
+}
+"""By kind: the share of its speed that each pair keeps, (pairs,)."""

@@ -1,0 +1,84 @@
+"""What a Hugging Face folder says of its text: which tokens are special, and what else belongs to its tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ..core.vocabulary import END, ROLES, Roles
+from ..errors import CheckpointError
+from .folders import CONFIG, TOKENIZER
+from .shards import inside, read_json
+
+GENERATION = "generation_config.json"
+KEPT = (GENERATION, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
+"""Files that go into a run and back out as they are, where they are there; so do those whose names begin as `LEGAL`."""
+LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
+SPOKEN = ("tokenizer_config.json", "special_tokens_map.json")  # where tokens are named; elsewhere they are ids
+
+
+def kept_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder that go with its weights and its tokenizer."""
+    for path in sorted(folder.iterdir()):
+        if path.name in KEPT or path.name.upper().startswith(LEGAL):
+            yield inside(folder, path.name, str(folder))
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a Hugging Face folder; raise CheckpointError where its file can't be read."""
+    path = inside(folder, TOKENIZER, str(folder))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{path}: is no tokenizer: {error}") from None
+
+
+def copy_text(folder: Path, run: Path) -> None:
+    """Copy the tokenizer of a Hugging Face folder, where it has one, to a run, and all that goes with it.
+
+    Raises:
+        CheckpointError: a file can't be read, or the folder does not say which token ends a text.
+    """
+    for path in kept_files(folder):
+        shutil.copyfile(path, run / path.name)
+    if not (folder / TOKENIZER).exists():
+        return
+    tokenizer = tokenizer_of(folder)
+    shutil.copyfile(folder / TOKENIZER, run / TOKENIZER)
+    if tokenizer.token_to_id(END) is None:
+        (run / ROLES).write_text(_roles(folder, tokenizer).text(), encoding="utf-8", newline="\n")
+
+
+def _roles(folder: Path, tokenizer: Tokenizer) -> Roles:
+    """Return which tokens are special: a text is opened by what closes it, where nothing else opens one."""
+    said = [read_json(folder, name) for name in (*SPOKEN, GENERATION, CONFIG) if (folder / name).exists()]
+
+    def named(role: str) -> list[str]:
+        return [token for config in said for token in _tokens(config, role, tokenizer)]
+
+    def first(*roles: str) -> str | None:
+        return next((token for role in roles for token in named(role)), None)
+
+    eos = first("eos", "sep")
+    if eos is None:
+        where = f"neither {', '.join(SPOKEN)}, {GENERATION} nor {CONFIG} has an eos_token or an eos_token_id"
+        raise CheckpointError(f"{folder / TOKENIZER}: nothing says which token ends a text: {where}")
+    stops = tuple(dict.fromkeys(token for token in named("eos") if token != eos))
+    return Roles(first("pad") or eos, first("bos", "cls") or eos, eos, first("mask"), stops)
+
+
+def _tokens(config: Mapping[str, Any], role: str, tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield the tokens that one file gives a role, by text or by id."""
+    text = config.get(f"{role}_token")
+    text = text.get("content") if isinstance(text, dict) else text
+    if isinstance(text, str) and tokenizer.token_to_id(text) is not None:
+        yield text
+    ids = config.get(f"{role}_token_id")
+    for number in ids if isinstance(ids, list) else [ids]:
+        token = tokenizer.id_to_token(number) if type(number) is int and number >= 0 else None
+        if token is not None:
+            yield token

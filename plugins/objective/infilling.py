@@ -1,0 +1,70 @@
+"""Write a text whose spans were hidden, without saying how long they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...core.objective import Objective, Prepared
+from ...core.rewriting import first_documents, rewritten
+
+
+class InfillingObjective(Objective):
+    """Put one mask in the place of each span, empty ones too, and ask for the whole text (Lewis et al. 2020).
+
+    Of a row that several documents share, the first is read.
+    """
+
+    fields: ClassVar[frozenset[str]] = frozenset({"input_ids"})
+    asks_next: ClassVar[bool] = True
+    sequences: ClassVar[int] = 2
+    derives: ClassVar[bool] = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """rate: the share of tokens that is hidden. span: the mean of their number in a row, drawn from a Poisson."""
+
+        rate: float = 0.3
+        span: float = 3.0
+
+        def __post_init__(self) -> None:
+            if not 0.0 < self.rate < 1.0:
+                raise ValueError(f"rate: {self.rate} is not a share of tokens; between 0 and 1")
+            if self.span < 1.0:
+                raise ValueError(f"span: {self.span} is not a number of tokens; at least 1")
+
+    config: Config
+
+    def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
+        """Hide spans of input_ids (B, T) from the encoder; the decoder writes the text behind the opening token."""
+        assert self.vocabulary is not None
+        texts = list(first_documents(batch))
+        return rewritten(
+            [self._hidden(text, self.vocabulary.hiding(self.name), generator) for text in texts], texts, self.vocabulary
+        )
+
+    def _hidden(self, text: Tensor, mask: int, generator: torch.Generator) -> Tensor:
+        """Return a text (L,) with a mask in the place of each span."""
+        sizes = self._sizes(round(len(text) * self.config.rate), generator)
+        kept = len(text) - sum(sizes)
+        # No two spans touch: each stands in a gap of its own between the tokens that are kept.
+        if len(sizes) > kept + 1:
+            sizes[kept:] = [sum(sizes[kept:])]
+        gaps = torch.randperm(kept + 1, generator=generator)[: len(sizes)].sort().values.tolist()
+        pieces, at, left = [], 0, 0
+        for gap, size in zip(gaps, sizes, strict=True):
+            pieces += [text[at : at + gap - left], text.new_full((1,), mask)]
+            at, left = at + gap - left + size, gap
+        return torch.cat([*pieces, text[at:]])
+
+    def _sizes(self, total: int, generator: torch.Generator) -> list[int]:
+        """Draw the sizes of spans until they hold `total` tokens; the last is cut to fit."""
+        sizes: list[int] = []
+        while (rest := total - sum(sizes)) > 0:
+            drawn = torch.poisson(torch.tensor(self.config.span), generator=generator)
+            sizes.append(min(int(drawn), rest))
+        return sizes

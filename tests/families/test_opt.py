@@ -1,0 +1,40 @@
+"""OPT from its config.json, the odd one of 350m too, against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peers import TOLERANCE, apart, parity
+from transformers import OPTConfig, OPTForCausalLM
+from two_sided import broken_by, drawn, sharpened, there_and_back
+
+
+def config(**more: Any) -> Any:
+    return OPTConfig(
+        vocab_size=83, hidden_size=36, num_hidden_layers=2, num_attention_heads=4, ffn_dim=50,
+        max_position_embeddings=31, **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"activation_function": "gelu_new"},
+        {"enable_bias": False, "_remove_final_layer_norm": True},
+    ],
+)
+def test_opt(tmp_path: Path, more: dict[str, Any]) -> None:
+    parity(sharpened(OPTForCausalLM(config(**more))), tmp_path)
+    found = broken_by(tmp_path, {"input_ids": 83}, "model.layer.attention.scale=1.0", "model.layer.norm.eps=0.1")
+    assert min(found.values()) > 1e-4, found
+
+
+@torch.no_grad()
+def test_a_table_narrower_than_the_model(tmp_path: Path) -> None:
+    """The peer's last hidden state is mapped to the table's width already: logits are compared alone."""
+    theirs = sharpened(OPTForCausalLM(config(do_layer_norm_before=False, word_embed_proj_dim=20)))
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 2)
+    assert apart(ours(input_ids=ids).logits, theirs(input_ids=ids).logits) < TOLERANCE

@@ -1,0 +1,27 @@
+"""Pegasus from its config.json, against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PegasusConfig, PegasusForConditionalGeneration
+from two_sided import broken_by, seq2seq_parity, sharpened
+
+INPUTS = {"input_ids": 83, "decoder_input_ids": 83}
+
+
+def test_pegasus(tmp_path: Path) -> None:
+    config = PegasusConfig(
+        vocab_size=83, d_model=36, encoder_layers=2, decoder_layers=3, encoder_attention_heads=6,
+        decoder_attention_heads=4, encoder_ffn_dim=50, decoder_ffn_dim=44, max_position_embeddings=31,
+        activation_function="gelu_new", scale_embedding=True,
+    )  # fmt: skip
+    seq2seq_parity(sharpened(PegasusForConditionalGeneration(config)), tmp_path, 83)
+    found = broken_by(
+        tmp_path,
+        INPUTS,
+        "model.embedding.scale=1.0",
+        "model.layer.feedforward.activation=relu",
+        "model.position.layout=pairs",
+    )
+    assert min(found.values()) > 1e-4, found
