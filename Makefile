@@ -24,8 +24,11 @@ demo: venv ## train a small model, write text with it and export it, in runs/dem
 test: venv ## run all tests
 	$(PY) -m pytest --transom transom
 
-conformance: venv ## prove every component in full, and write the worst figures into docs/conformance.md
-	$(PY) -m transom.conformance transom --full --markdown docs/conformance.md
+conformance: venv ## prove every component, and those of examples/, in full, and write the worst figures into docs/conformance.md
+	rm -rf build/examples && mkdir -p build/examples && cp -R examples build/examples/from  # pip builds in place
+	$(PY) -m pip install -qq --disable-pip-version-check --no-index --no-deps --no-build-isolation \
+		--target build/examples build/examples/from/differential build/examples/from/recurrence
+	PYTHONPATH=build/examples $(PY) -m transom.conformance transom differential griffin --full --markdown docs/conformance.md
 
 planted: venv ## run the conformance suite on planted faults, and write docs/planted.md
 	PYTHONPATH=tests $(PY) -m planted

@@ -101,6 +101,12 @@ class Case:
         return Case(self.cls, kept, labelled(kept))
 
 
+def with_option(case: Case, name: str, value: Any) -> Case:
+    """Return a case with one option set."""
+    options = tuple((dict(case.options) | {name: value}).items())
+    return Case(case.cls, options, labelled(options))
+
+
 def labelled(options: Options) -> str:
     """Return the label of a case that is named by its options."""
     return ",".join(f"{name}={_short(value)}" for name, value in options) or "defaults"

@@ -49,6 +49,11 @@ def directed(cases: Cases) -> Iterator[Subject]:
         yield from (Subject(case, way == "causal") for way in ("causal", "two_sided") if able(case, way))
 
 
+def base_directed(cases: Cases) -> Iterator[Subject]:
+    """Put the first choice in each direction that it can run in."""
+    return directed(cases[:1])
+
+
 def causal(cases: Cases) -> Iterator[Subject]:
     """Put each attention where tokens may not see later ones."""
     return (Subject(case) for case in cases if able(case, "causal"))

@@ -8,7 +8,9 @@ import inspect
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeAlias
 
@@ -105,7 +107,11 @@ class Registry:
         return [found[key] for key in sorted(found, key=lambda key: (KINDS.index(key[0]), key[1]))]
 
     def full_name(self, cls: ComponentClass) -> str:
-        """Return what a spec calls a component class that this registry has handed out."""
+        """Return what a spec calls a component class; raise KeyError for one that no package here brings."""
+        if cls not in self._names:  # another registry has handed it out
+            for name in [name for name, points in self._found.items() if any(map(partial(_brings, cls), points))]:
+                with suppress(PluginError):
+                    self._package(name)
         return self._names[cls]
 
     def package(self, cls: ComponentClass) -> Installed | None:
@@ -237,6 +243,11 @@ def _check_history(cls: ComponentClass, options: set[str], here: str) -> None:
     wrong += [f"{where} speaks of '{name}', which is one still" for where, name in past if name in options]
     if wrong:
         raise PluginError(f"{here}: {'; '.join(wrong)}")
+
+
+def _brings(cls: ComponentClass, point: EntryPoint) -> bool:
+    """Say whether a class may be of the package that an entry point stands for, by where both are written."""
+    return point.module.partition(".")[0] == cls.__module__.partition(".")[0]
 
 
 def _article(kind: str) -> str:

@@ -34,7 +34,10 @@ def root() -> Path:
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """Return a function that runs `transom ARGS...` as a process in `tmp_path` and captures its text."""
-    code = "from transom.cli import main; main()"
+    # Ctrl-C counts, even where whoever started the tests ignores it, as shells let what runs in the background do.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from transom.cli import main; main()"
+    )
 
     def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -276,3 +276,11 @@ def test_the_registry_itself_needs_no_torch() -> None:
         "assert installed(); assert not {'torch', 'transom.plugins'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_class_has_its_name_in_a_registry_that_has_not_handed_it_out() -> None:
+    cls = manager.get("attention", "full")
+    other = Registry(entry_points(group=GROUP))
+    assert other.full_name(cls) == "full"
+    with pytest.raises(KeyError):
+        other.full_name(type("Unknown", (cls,), {"__module__": "elsewhere"}))

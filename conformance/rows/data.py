@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -165,3 +169,26 @@ def _check_field(trial: Trial, declared: Any, batch: Any, prepared: Dataset) -> 
         trial.holds(labels.min() >= 0 and labels.max() < len(prepared.report.classes), "a label is of no class")
     else:
         trial.holds(batch[declared.values].dtype == np.float32, "images are not float32")
+
+
+OTHER_PROCESS = """
+import importlib, json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from itertools import islice
+cls = getattr(importlib.import_module(sys.argv[2]), sys.argv[3])
+print(json.dumps([e.key for e in islice(cls.build(cls.Config(**json.loads(sys.argv[4]))).examples(), 20)]))
+"""
+
+
+@row(29, "keys are the same in every process", kinds=KINDS, places=once)
+def keys_elsewhere(subject: Subject, trial: Trial) -> None:
+    cls = subject.case.cls
+    found = [example.key for example in islice(_source(subject.case).examples(), 20)]
+    options = json.dumps(dict(subject.case.options))
+    for seed in ("1", "2"):  # of Python's own hashes, which are others in each process
+        done = subprocess.run(
+            [sys.executable, "-c", OTHER_PROCESS, json.dumps(sys.path), cls.__module__, cls.__qualname__, options],
+            env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        trial.holds(done.returncode == 0, f"it can't be read in another process: {done.stderr.strip()[-300:]}")
+        trial.holds(json.loads(done.stdout.splitlines()[-1]) == found, "another process gives other keys")

@@ -9,7 +9,7 @@ import torch
 from ...errors import InputError
 from ..cases import D_MODEL, MAX_SEQ_LEN, Case
 from ..companions import is_mechanism, serving
-from ..places import causal, directed
+from ..places import causal, directed, hooks
 from ..registered import row, unless_able
 from ..stacks import by_reference, run, stack, step, vectors
 from ..subjects import Subject
@@ -73,3 +73,10 @@ def every_length_with_a_state(subject: Subject, trial: Trial) -> None:
         InputError, lambda: step(model, x[:, :1], full), "a state goes on beyond max_seq_len", [str(MAX_SEQ_LEN)]
     )
     trial.raises(InputError, lambda: step(model, x[:1], state), "a state of two rows takes one", ["rows"])
+
+
+@row(13, "a position at the last place", kinds=("position",), places=hooks)
+@torch.no_grad()
+def the_last_place(subject: Subject, trial: Trial) -> None:
+    module, inputs = subject.build(), subject.inputs(trial.size("batch", (2,)), MAX_SEQ_LEN)
+    trial.finite(subject.call(module, *inputs), what=f"what it does with {MAX_SEQ_LEN} tokens")

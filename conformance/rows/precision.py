@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...core.tokens import Tokens
+from ..cases import MAX_SEQ_LEN
+from ..places import hooks
 from ..registered import row
 from ..stacks import cast_all
 from ..subjects import Subject
@@ -47,3 +50,31 @@ def small_and_large_inputs(subject: Subject, trial: Trial) -> None:
             exact = subject.call(wide, *cast_all(scaled, torch.float64))
             if exact.abs().max() < torch.finfo(dtype).max / 4:  # else the result itself can't be written down
                 trial.finite(subject.call(module, *scaled), what=f"the result in {dtype} of inputs of {scale:g}")
+
+
+@row(22, "far positions are as exact as near ones", kinds=("position",), places=hooks)
+@torch.no_grad()
+def far_positions(subject: Subject, trial: Trial) -> None:
+    if subject.hook == "score":  # scores are summed wide, where nobody rounds
+        return
+    length = trial.size("length", (37,))
+    (x,) = subject.inputs(trial.size("batch", (3,)), length)
+    tokens = Tokens(torch.arange(MAX_SEQ_LEN - length, MAX_SEQ_LEN).unsqueeze(0))
+    for dtype in HALVES:
+        half, wide = subject.build(dtype), subject.build(dtype).double()
+        got = getattr(half, subject.hook)(x.to(dtype), tokens)
+        exact = getattr(wide, subject.hook)(x.to(dtype).double(), tokens)
+        allowed = 2 * torch.finfo(dtype).eps
+        trial.within(_off(got, exact), allowed, f"the root mean square of the errors in {dtype}, far out", got.shape)
+
+
+@row(22, "a norm takes small and large inputs alike", kinds=("norm",))
+@torch.no_grad()
+def norms_of_any_scale(subject: Subject, trial: Trial) -> None:
+    (x,) = subject.inputs(trial.size("batch", (3,)), trial.size("length", (37,)))
+    for dtype in HALVES:
+        scaled = (x * 1e3).to(dtype)
+        got = subject.call(subject.build(dtype), scaled)
+        exact = subject.call(subject.build(dtype).double(), scaled.double())
+        allowed = 2 * torch.finfo(dtype).eps
+        trial.within(_off(got, exact), allowed, f"the root mean square of the errors in {dtype} at 1e3", got.shape)

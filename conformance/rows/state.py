@@ -60,6 +60,22 @@ def chunks_through_a_feedforward(subject: Subject, trial: Trial) -> None:
     trial.close(got, run(model, x))
 
 
+@row(10, "a feedforward behind padding", kinds=("feedforward",), places=once)
+@torch.no_grad()
+def padding_before_a_feedforward_goes_on(subject: Subject, trial: Trial) -> None:
+    model = stack([], feedforward=subject.case)
+    batch, length = trial.size("batch", (3,)), trial.size("length", (19,), least=3)
+    counts = [length, length - 2, 1][:batch]
+    x, more = vectors(batch, length), vectors(batch, 2)
+    for side in ("left", "right", "inner"):
+        wide, mask = padded(x, side, counts)
+        _, state = step(model, wide, model.empty_state(batch), attention_mask=mask)
+        got, _ = step(model, more, state)
+        for b, count in enumerate(counts):
+            alone = run(model, torch.cat([x[b, :count], more[b]]).unsqueeze(0))[0, count:]
+            trial.close(got[b], alone, what=f"a row that goes on ({side})")
+
+
 @row(10, "rows of different lengths go on", kinds=("attention",), places=causal, excuse=unless_able("causal"))
 @torch.no_grad()
 def rows_of_different_lengths(subject: Subject, trial: Trial) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ...core.heads import MultiHeadAttention
-from ..cases import D_MODEL, NARROW
+from ...core.heads import HeadsConfig, MultiHeadAttention
+from ...core.tokens import Tokens
+from ..cases import D_MODEL, NARROW, Case, cases_of, with_option
 from ..companions import bases, is_mechanism, serving
-from ..places import causal, directed, once, pair, paired
+from ..places import base_directed, causal, directed, hooks, once, pair, paired
 from ..registered import row, unless_able
 from ..stacks import by_reference, cast_all, context, documents, lengths, run, stack, step, sublayer, vectors
 from ..subjects import Subject, floats
@@ -206,3 +207,49 @@ def dropout(subject: Subject, trial: Trial) -> None:
     trial.equal(run(model, x), first, "dropout from the same seed")
     trial.holds(not torch.equal(run(model, x), first), "dropout is the same again without its seed")
     trial.holds(not torch.equal(first, plain), "dropout changes nothing in training")
+
+
+@row(2, "beside one of other options", kinds=("attention",), places=base_directed, profile="full")
+@torch.no_grad()
+def beside_another(subject: Subject, trial: Trial) -> None:
+    # What a pass makes once for all layers, under a name, is not another layer's of other options.
+    case = subject.case
+    x = vectors(trial.size("batch", (2,)), trial.size("length", (37,)))
+    for other in cases_of(case.cls)[1:]:
+        model, slow = (stack([case, other], causal=subject.causal) for _ in range(2))
+        trial.close(run(model, x), run(by_reference(slow), x), what="the result of a layer behind one of other options")
+
+
+@row(2, "a position beside one of other options", kinds=("position",), places=hooks)
+@torch.no_grad()
+def positions_in_a_pass(subject: Subject, trial: Trial) -> None:
+    inputs = subject.inputs(trial.size("batch", (2,)), trial.size("length", (11,)))
+    together, column = Tokens(torch.arange(inputs[0].shape[1]).unsqueeze(0)), inputs[0].shape[1]
+
+    def given(case: Case, tokens: Tokens) -> Tensor:
+        found: Tensor = getattr(subject.of(case).build(), subject.hook)(
+            *((tokens, tokens, *inputs) if subject.hook == "score" else (*inputs, tokens))
+        )
+        return found
+
+    for other in cases_of(subject.case.cls):
+        given(subject.case, together)
+        want = given(other, Tokens(torch.arange(column).unsqueeze(0)))
+        trial.close(given(other, together), want, what="what it does behind one of other options")
+
+
+@row(2, "`scale` scales the scores", kinds=("attention",), places=base_directed)
+@torch.no_grad()
+def the_scale(subject: Subject, trial: Trial) -> None:
+    case = subject.case
+    if not is_mechanism(case) or not issubclass(case.cls.Config, HeadsConfig):
+        return
+    one, two = (
+        cast(MultiHeadAttention, sublayer(with_option(case, "scale", scale), causal=subject.causal)).mechanism
+        for scale in (0.3, 0.6)
+    )
+    batch, length = trial.size("batch", (2,)), trial.size("length", (23,), least=2)
+    q = torch.randn(batch, length, one.n_heads, one.head_dim, dtype=torch.float64)
+    k, v = (torch.randn(batch, length, one.n_kv_heads, one.head_dim, dtype=torch.float64) for _ in range(2))
+    here = context(vectors(batch, length), causal=subject.causal)
+    trial.close(two(q, k, v, here)[0], one(2 * q, k, v, here)[0], what="twice the scale, against twice the queries")

@@ -226,3 +226,13 @@ def attention_weights(subject: Subject, trial: Trial) -> None:
         layer, tokens = sublayer(subject.case, causal=subject.causal), context(x).tokens
         seen = layer.visible(tokens, tokens).unsqueeze(1)  # type: ignore[operator]
         trial.holds(not weights.masked_select(~seen.expand_as(weights)).any(), "what is not visible has a weight")
+
+
+@row(5, "an embedding reads each token on its own", kinds=("embedding",))
+@torch.no_grad()
+def later_columns(subject: Subject, trial: Trial) -> None:
+    inputs = subject.inputs(trial.size("batch", (2,)), trial.size("length", (29,), least=2))
+    if subject.case.cls.maskable:  # else its inputs are no tokens in a row
+        module, t = subject.build(), trial.place(1, inputs[0].shape[1])
+        want = subject.call(module, *inputs)[:, :t]
+        trial.close(subject.call(module, *(x[:, :t] for x in inputs)), want, what="what comes before left-out tokens")

@@ -1,1 +1,0 @@
-"""The suite itself: what it catches."""
