@@ -45,6 +45,7 @@ class Block(nn.Module):
             self.add_module(f"{name}_norm", norm)
         self.positions = None if positions is None else nn.ModuleList(positions)
         self.dropout = dropout
+        self._parallel = placement in ("parallel", "parallel_norms")
         # By sublayer, the norms before it, after it, and after its residual. Read by name from what is registered: a
         # lookup through the module costs a tiny model a tenth of a decoding step.
         there = {f"{name}_norm" for name in norms}
@@ -69,14 +70,11 @@ class Block(nn.Module):
             x = add_positions(x, self.own_positions, contexts["attention"].tokens)
         kept: dict[str, Memories] = {}
         modules: Any = self._modules
-        shared = modules["shared_norm"](x) if "shared_norm" in modules else x  # before any sublayer has changed it
+        # What sublayers that stand side by side all read: x as it was before any of them changed it.
+        start = modules["shared_norm"](x) if "shared_norm" in modules else x
         for name, (before, after, outer) in self._around:
-            if self.placement == "parallel":
-                y = shared
-            elif self.placement == "parallel_norms":
-                y = shared if before is None else modules[before](shared)
-            else:
-                y = x if before is None else modules[before](x)
+            source = start if self._parallel else x
+            y = source if before is None else modules[before](source)
             y, memories = modules[name](y, contexts[name], None if state is None else state.get(name))
             if memories is not None:
                 kept[name] = memories

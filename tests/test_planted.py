@@ -17,7 +17,7 @@ from transom.conformance.runner import items
 from transom.core.component import KINDS
 
 CAUGHT = [fault for fault in FAULTS.values() if fault.row is not None]
-SAMPLE = ("NoEps", "OneIdTooMany", "ShowsTheAnswer")
+SAMPLE = ("NoEps", "NoTargetIsNan", "ShowsTheAnswer")
 
 
 @pytest.fixture(scope="module")
