@@ -88,6 +88,10 @@ class FullAttention(Mechanism):
         mask = None if keys.valid is None else context.once("memory", lambda: self.visible(context.tokens, keys))
         return softmax_attention(q, k, v, scale=self.scale, mask=mask, cap=self.config.soft_cap)
 
+    def growth(self) -> tuple[float, float]:
+        """Return the exponents of time and memory: no fused kernel caps scores, so that all are formed."""
+        return super().growth() if self.config.soft_cap is None else (2.0, 2.0)
+
     def path(self, tokens: int) -> str:
         """Name torch's fused kernel."""
         if self.config.soft_cap is not None:
