@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,9 +114,16 @@ class ExpertsFeedForward(FeedForward):
 
     def _route(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights, fp32 at least, and the experts that each of flat (N, C) takes: (N, n_active) both."""
-        scores = at_least_fp32(self.router(flat)).softmax(-1)
+        scores = at_least_fp32(self._scores(flat)).softmax(-1)
         weights, chosen = scores.topk(self.config.n_active, dim=-1)
         return weights / weights.sum(-1, keepdim=True) if self.config.renormalise else weights, chosen
+
+    def _scores(self, flat: Tensor) -> Tensor:
+        # Small differences decide which experts are taken: autocast may not round them. The meta device knows none.
+        if flat.is_meta or not torch.is_autocast_enabled(flat.device.type):
+            return cast(Tensor, self.router(flat))
+        with torch.autocast(flat.device.type, enabled=False):
+            return cast(Tensor, self.router(flat.to(self.router.weight.dtype)))
 
     def _inner(self, both: Tensor) -> Tensor:
         gate, up = both.chunk(2, dim=-1)
