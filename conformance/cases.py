@@ -163,12 +163,36 @@ def _guessed(cls: type[Any], base: dict[str, Any], every: bool) -> Iterator[Case
     others = {f.name: values for f in dataclasses.fields(cls.Config) if (values := _others(cls, f.name, base))}
     if not others:
         return
-    yield Case(cls, tuple((base | {name: values[0] for name, values in others.items()}).items()), "all")
+    yield from _together(cls, base, others)
     for name, values in others.items():
         if name in HeadsConfig.__dataclass_fields__ or not every:
             continue  # the shell's own options are the same code in every mechanism: tried together
         for value in values:
             yield Case(cls, tuple((base | {name: value}).items()), f"{name}={_short(value)}")
+
+
+def _together(cls: type[Any], base: dict[str, Any], others: Mapping[str, tuple[Any, ...]]) -> Iterator[Case]:
+    """Yield as many options changed at once as the class takes, then those that it took not with these, until none is
+    left; and the shell's own alone, which another option may lead away from the kernels."""
+    left, label = list(others), "all"
+    while left:
+        taken: list[str] = []
+        for name in left:
+            if fits(_changed(cls, base, others, [*taken, name], label)):
+                taken.append(name)
+        if not taken:
+            return
+        yield _changed(cls, base, others, taken, label)
+        left, label = [name for name in left if name not in taken], "rest"
+    shell = [name for name in others if name in HeadsConfig.__dataclass_fields__ and name != "query_scalar"]
+    if shell and len(shell) < len(others):
+        yield _changed(cls, base, others, shell, "heads")
+
+
+def _changed(
+    cls: type[Any], base: dict[str, Any], others: Mapping[str, tuple[Any, ...]], names: list[str], label: str
+) -> Case:
+    return Case(cls, tuple((base | {name: others[name][0] for name in names}).items()), label)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -162,8 +162,15 @@ folder, act = Path(sys.argv[1]), sys.argv[2]
 wider = ["model.d_model=512", "model.layers.0.repeat=24", "model.layer.feedforward.d_ff=1024"]
 spec = parse_spec(sys.argv[3], [*wider, "model.layer.attention={n_heads: 8, n_kv_heads: 2, head_dim: 64}"])
 model = compose(spec, "meta")
-compose(parse_spec(sys.argv[3]))  # what the first model makes torch load is there before
 shapes = {name: shape for item in mapping(model, spec) for name, shape in item.published.items()}
+# What the first import makes Python and torch load is there before.
+small = parse_spec(sys.argv[3])
+few = {name: shape for item in mapping(compose(small), small) for name, shape in item.published.items()}
+first = folder / f"first-{act}"
+first.mkdir()
+save_file({name: torch.zeros(shape) for name, shape in few.items()}, first / "model.safetensors")
+import_run(first, small, first / "run")
+import_checkpoint(first, small)
 print(4 * sum(map(torch.Size.numel, map(torch.Size, shapes.values()))))
 before = held("VmRSS")
 if act == "write":

@@ -140,7 +140,7 @@ BY_HAND = [
     (
         "n_heads: 6, n_kv_heads: 2",
         "n_heads: 6, bias: 1",
-        "11:47: model.layer.attention.bias: should be true or false, not the",
+        "11:47: model.layer.attention.bias: should be true or false or a list, not",
     ),
     (
         "n_heads: 6, n_kv_heads: 2",

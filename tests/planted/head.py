@@ -57,13 +57,8 @@ class ProjectionWithoutBias(LM):
     """The projection that a loss in chunks takes lacks the bias, which the logits have."""
 
     def projection(self):
-        return super().projection()[0], None
-
-    def forward(self, hidden, mask=None):
-        logits = hidden @ self.projection()[0].T
-        return logits if self.bias is None else logits + self.bias
-
-    reference = forward
+        found = super().projection()
+        return None if found is None else (found[0], None)
 
 
 @planted(7, "the logits of a row padded")

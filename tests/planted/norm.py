@@ -83,7 +83,7 @@ class EpsTooLarge(RMS):
     reference = forward
 
 
-@planted(22, "at 1e3")
+@planted(22, "the root mean square of the errors")
 class SquaresInHalf(RMS):
     """Squares are taken in the inputs' precision, where fp32 was meant: in fp16 256 is too large, and becomes 0."""
 
