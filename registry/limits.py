@@ -25,12 +25,28 @@ def check_parameters(spec: Spec, parameters: int) -> None:
 
 def check_batch(spec: Spec) -> None:
     """Raise SpecError where a micro batch has more tokens than a spec may ask for."""
-    length = 1 if spec.data is None else spec.data.config.seq_len or 1
-    tokens = spec.train.batch_size * length
+    tokens, rows = spec.train.batch_size * row_length(spec), spec.train.batch_size
     if tokens > MOST_TOKENS:
-        path = "train.batch_size" if spec.train.batch_size >= length else "data.seq_len"
-        message = f"a batch of {spec.train.batch_size:,} rows has {tokens:,} tokens; {MOST_TOKENS:,} at most"
+        path = "train.batch_size" if rows >= row_length(spec) else "data.seq_len"
+        message = f"a batch of {rows:,} rows has {tokens:,} tokens; {MOST_TOKENS:,} at most"
         raise BrokenSpec([spec.problem(path, message)])
+
+
+def check_activations(spec: Spec, device: torch.device | str) -> None:
+    """Raise SpecError where what the layers read, kept for the backward pass, is more than a device has.
+
+    It is told at once, where to estimate all that a training step needs takes its time. Frozen layers may keep nothing.
+    """
+    layers = sum(len(stack.layers) for stack in spec.model.stacks.values())
+    # Two bytes a number: in bf16 and fp16 some of it is as narrow.
+    kept = 2 * spec.train.batch_size * row_length(spec) * spec.model.d_model * layers
+    if not spec.train.freeze:
+        check_memory(spec, "train.batch_size", kept, "what the layers of such a batch read", device)
+
+
+def row_length(spec: Spec) -> int:
+    """Return how many tokens a row of a spec's data has at most; 1 where it is no text."""
+    return 1 if spec.data is None else spec.data.config.seq_len or 1
 
 
 def check_memory(spec: Spec, path: str, needed: int, what: str, device: torch.device | str) -> None:

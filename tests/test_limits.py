@@ -72,3 +72,14 @@ def test_a_training_that_does_not_fit_leaves_nothing(
 
 def test_the_memory_of_this_machine_is_known() -> None:
     assert 2**28 < (limits.memory_of(torch.device("cpu")) or 0) < 2**50
+
+
+def test_what_layers_read_is_told_at_once_unless_some_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = load_spec("tiny_gpt")
+    kept = 2 * 16 * 128 * 128 * 4
+    monkeypatch.setattr(limits, "memory_of", lambda device: kept - 1)
+    with pytest.raises(SpecError, match="what the layers of such a batch read"):
+        limits.check_activations(spec, "cpu")
+    limits.check_activations(load_spec("tiny_gpt", ['train.freeze=["decoder.layers.*"]']), "cpu")
+    monkeypatch.setattr(limits, "memory_of", lambda device: kept)
+    limits.check_activations(spec, "cpu")

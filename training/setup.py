@@ -14,7 +14,7 @@ from ..core.topology import Topology
 from ..data import Dataset, Tokenizer, prepare
 from ..registry.compose import build_data, build_objective, outline
 from ..registry.estimate import estimate
-from ..registry.limits import check_batch, check_memory
+from ..registry.limits import check_activations, check_batch, check_memory
 from ..registry.marks import BrokenSpec, Problem
 from ..registry.spec import Spec
 from ..registry.weights import fill, last_weights, renewed
@@ -48,11 +48,8 @@ def check_settings(spec: Spec, world: World) -> None:
     if problems:
         raise BrokenSpec(problems)
     check_batch(spec)
-    # At least this is kept for the backward pass: told at once, where to estimate it all takes its time.
-    kept = 4 * spec.model.d_model * sum(len(stack.layers) for stack in spec.model.stacks.values())
-    tokens = settings.batch_size // world.size * (1 if spec.data is None else spec.data.config.seq_len or 1)
-    check_memory(spec, "train.batch_size", kept * tokens, "what the layers of such a batch read", world.device)
     own = replace(spec, train=replace(settings, batch_size=settings.batch_size // world.size))
+    check_activations(own, world.device)
     cost = estimate(own, outline(own)).training
     if cost is not None:
         check_memory(spec, "model", cost.held, "the model with its gradients and moments", world.device)
