@@ -12,6 +12,14 @@ from .objective import Prepared
 from .vocabulary import Vocabulary
 
 
+def check_spans(rate: float, span: float) -> None:
+    """Raise ValueError, as a `Config` does, where a share of tokens or a mean length of spans makes no sense."""
+    if not 0.0 < rate < 1.0:
+        raise ValueError(f"rate: {rate} is not a share of tokens; between 0 and 1")
+    if span < 1.0:
+        raise ValueError(f"span: {span} is not a number of tokens; at least 1")
+
+
 def first_documents(batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
     """Yield the first document of each row of `input_ids` (B, T), without padding, (L,) each."""
     ids, mask, doc = batch["input_ids"], batch.get("attention_mask"), batch.get("document_ids")

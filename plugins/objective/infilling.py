@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.objective import Objective, Prepared
-from ...core.rewriting import first_documents, rewritten
+from ...core.rewriting import check_spans, first_documents, rewritten
 
 
 class InfillingObjective(Objective):
@@ -32,10 +32,7 @@ class InfillingObjective(Objective):
         span: float = 3.0
 
         def __post_init__(self) -> None:
-            if not 0.0 < self.rate < 1.0:
-                raise ValueError(f"rate: {self.rate} is not a share of tokens; between 0 and 1")
-            if self.span < 1.0:
-                raise ValueError(f"span: {self.span} is not a number of tokens; at least 1")
+            check_spans(self.rate, self.span)
 
     config: Config
 
