@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packages import GOOD
 
 import transom
 from transom.core.attention import Mechanism
@@ -21,21 +22,6 @@ from transom.registry.manager import GROUP, Registry
 
 Install = Callable[..., Path]
 
-GOOD = """
-from dataclasses import dataclass
-from transom.core.component import Component
-
-TRANSOM_API = 1
-
-class RingAttention(Component):
-    kind = "attention"
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        size: int = 2
-
-def transom_components():
-    return [RingAttention]
-"""
 FAULTS = [
     ("raise RuntimeError('no luck')", "can't be loaded: RuntimeError: no luck"),
     ("import sys; sys.exit('bye')", "can't be loaded: SystemExit: bye"),

@@ -8,24 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from packages import GOOD
+
 Install = Callable[..., Path]
 Command = Callable[..., subprocess.CompletedProcess[str]]
-
-GOOD = """
-from dataclasses import dataclass
-from transom.core.component import Component
-
-TRANSOM_API = 1
-
-class RingAttention(Component):
-    kind = "attention"
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        size: int = 2
-
-def transom_components():
-    return [RingAttention]
-"""
 
 
 def child(code: str, folder: Path) -> str:
