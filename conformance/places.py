@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+from ..core.attention import Mechanism
 from .cases import Case
 from .companions import bases, composes, is_mechanism, token_head
 from .subjects import Subject
@@ -47,6 +49,23 @@ def directed(cases: Cases) -> Iterator[Subject]:
     """Put each attention in each direction that it can run in."""
     for case in cases:
         yield from (Subject(case, way == "causal") for way in ("causal", "two_sided") if able(case, way))
+
+
+def only(
+    keep: Callable[[Subject], object], places: Callable[[Cases], Iterator[Subject]], cases: Cases
+) -> Iterator[Subject]:
+    """Put each choice where `places` does, and keep the subjects that a check has something to measure on."""
+    return (subject for subject in places(cases) if keep(subject))
+
+
+def mechanism(subject: Subject) -> bool:
+    """Say whether a subject is the inner part of multi-head attention."""
+    return is_mechanism(subject.case)
+
+
+def unless_mechanism(cls: type[Any]) -> str:
+    """Excuse an attention that owns its projections from what is asked of queries, keys and values."""
+    return "" if issubclass(cls, Mechanism) else "it is a mixer: no queries, keys and values are handed to it"
 
 
 def base_directed(cases: Cases) -> Iterator[Subject]:

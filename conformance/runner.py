@@ -85,6 +85,7 @@ class Item:
             allowance=worst.allowed if worst else None, exact=trial.exact,
         )  # fmt: skip
         if error is None:
+            assert trial.exact or worst, f"{self.label}: a check that measures nothing proves nothing"
             return found(status="passed", seconds=time.monotonic() - began)
         shrinker = Shrinker(self._fails, self.subject.case, error, dict(trial.sizes), trial.least)
         shrinker.shrink()

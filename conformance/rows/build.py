@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ...core.initialise import initialise, materialise
 from ..cases import Case
 from ..companions import bases, serving
-from ..places import directed, pair, paired
+from ..places import directed, everywhere, only, pair, paired
 from ..registered import row
 from ..stacks import cast_all, lengths, run, shaken, stack, vectors
 from ..subjects import Subject, floats
@@ -132,12 +133,17 @@ def autocast(subject: Subject, trial: Trial) -> None:
         trial.within(off, allowed, "the norm of a gradient's error under autocast, relative to its own,", one.shape)
 
 
-@row(24, "every parameter is trained", kinds=COMPUTING)
+def _named(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list((module[-1] if isinstance(module, nn.ModuleList) else module).named_parameters())
+
+
+@row(24, "every parameter is trained", kinds=COMPUTING,
+     places=partial(only, lambda subject: bool(_named(subject.raw())), everywhere),
+     excuse=lambda cls: "it has no parameters")  # fmt: skip
 def every_parameter_is_trained(subject: Subject, trial: Trial) -> None:
     module, inputs = subject.build(), subject.inputs(trial.size("batch", (3,)), trial.size("length", (37,), least=37))
-    named = list((module[-1] if isinstance(module, nn.ModuleList) else module).named_parameters())
-    if named:
-        found = gradients(subject.call(module, *inputs), *(p for _, p in named))
-        for (name, _), gradient in zip(named, found, strict=True):
-            trial.finite(gradient, what=f"the gradient of {name}")
-            trial.holds(gradient.any(), f"{name} has no gradient")
+    named = _named(module)
+    found = gradients(subject.call(module, *inputs), *(p for _, p in named))
+    for (name, _), gradient in zip(named, found, strict=True):
+        trial.finite(gradient, what=f"the gradient of {name}")
+        trial.holds(gradient.any(), f"{name} has no gradient")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ...core.tokens import Tokens
 from ..cases import MAX_SEQ_LEN
-from ..places import hooks
+from ..places import everywhere, hooks, only
 from ..registered import row
 from ..stacks import cast_all
 from ..subjects import Subject
@@ -37,11 +40,20 @@ def _off(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).square().mean().sqrt() / want.square().mean().sqrt())
 
 
-@row(22, "small and large inputs stay finite", kinds=tuple(kind for kind in COMPUTING if kind != "embedding"))
+def _rounds(subject: Subject) -> bool:
+    return subject.hook != "score"
+
+
+def _wide(cls: type[Any]) -> str:
+    return (
+        "its scores are summed wide, where nobody rounds" if cls.kind == "position" and cls.hooks == {"score"} else ""
+    )
+
+
+@row(22, "small and large inputs stay finite", kinds=tuple(kind for kind in COMPUTING if kind != "embedding"),
+     places=partial(only, _rounds, everywhere), excuse=_wide)  # fmt: skip
 @torch.no_grad()
 def small_and_large_inputs(subject: Subject, trial: Trial) -> None:
-    if subject.hook == "score":
-        return
     inputs = subject.inputs(trial.size("batch", (3,)), trial.size("length", (37,)))
     for dtype in HALVES:
         module, wide = subject.build(dtype), subject.build(dtype).double()
@@ -52,11 +64,15 @@ def small_and_large_inputs(subject: Subject, trial: Trial) -> None:
                 trial.finite(subject.call(module, *scaled), what=f"the result in {dtype} of inputs of {scale:g}")
 
 
-@row(22, "far positions are as exact as near ones", kinds=("position",), places=hooks)
+@row(
+    22,
+    "far positions are as exact as near ones",
+    kinds=("position",),
+    places=partial(only, _rounds, hooks),
+    excuse=_wide,
+)
 @torch.no_grad()
 def far_positions(subject: Subject, trial: Trial) -> None:
-    if subject.hook == "score":  # scores are summed wide, where nobody rounds
-        return
     length = trial.size("length", (37,))
     (x,) = subject.inputs(trial.size("batch", (3,)), length)
     tokens = Tokens(torch.arange(MAX_SEQ_LEN - length, MAX_SEQ_LEN).unsqueeze(0))

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ...core.heads import HeadsConfig, MultiHeadAttention
+from ...core.heads import MultiHeadAttention
 from ...core.tokens import Tokens
 from ..cases import D_MODEL, NARROW, Case, cases_of, with_option
-from ..companions import bases, is_mechanism, serving
-from ..places import base_directed, causal, directed, hooks, once, pair, paired
+from ..companions import bases, serving
+from ..places import (
+    base_directed,
+    causal,
+    directed,
+    hooks,
+    mechanism,
+    once,
+    only,
+    pair,
+    paired,
+    unless_mechanism,
+)
 from ..registered import row, unless_able
 from ..stacks import by_reference, cast_all, context, documents, lengths, run, stack, step, sublayer, vectors
 from ..subjects import Subject, floats
@@ -160,11 +172,10 @@ def any_layout(subject: Subject, trial: Trial) -> None:
         trial.equal(x, copy, "an input, once it was used,")
 
 
-@row(14, "one tensor as q, k and v", kinds=("attention",), places=directed)
+@row(14, "one tensor as q, k and v", kinds=("attention",), places=partial(only, mechanism, directed),
+     excuse=unless_mechanism)  # fmt: skip
 @torch.no_grad()
 def one_tensor_as_q_k_and_v(subject: Subject, trial: Trial) -> None:
-    if not is_mechanism(subject.case):
-        return
     layer = sublayer(subject.case, causal=subject.causal)
     assert isinstance(layer, MultiHeadAttention)
     x = torch.randn(trial.size("batch", (2,)), trial.size("length", (37,)), *layer.kv_heads, dtype=torch.float64)
@@ -209,7 +220,12 @@ def dropout(subject: Subject, trial: Trial) -> None:
     trial.holds(not torch.equal(first, plain), "dropout changes nothing in training")
 
 
-@row(2, "beside one of other options", kinds=("attention",), places=base_directed, profile="full")
+def _has_others(subject: Subject) -> bool:
+    return len(cases_of(subject.case.cls)) > 1
+
+
+@row(2, "beside one of other options", kinds=("attention",), places=partial(only, _has_others, base_directed),
+     profile="full", excuse=lambda cls: "it has one choice of options alone")  # fmt: skip
 @torch.no_grad()
 def beside_another(subject: Subject, trial: Trial) -> None:
     # What a pass makes once for all layers, under a name, is not another layer's of other options.
@@ -238,12 +254,11 @@ def positions_in_a_pass(subject: Subject, trial: Trial) -> None:
         trial.close(given(other, together), want, what="what it does behind one of other options")
 
 
-@row(2, "`scale` scales the scores", kinds=("attention",), places=base_directed)
+@row(2, "`scale` scales the scores", kinds=("attention",), places=partial(only, mechanism, base_directed),
+     excuse=unless_mechanism)  # fmt: skip
 @torch.no_grad()
 def the_scale(subject: Subject, trial: Trial) -> None:
     case = subject.case
-    if not is_mechanism(case) or not issubclass(case.cls.Config, HeadsConfig):
-        return
     one, two = (
         cast(MultiHeadAttention, sublayer(with_option(case, "scale", scale), causal=subject.causal)).mechanism
         for scale in (0.3, 0.6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,18 @@ from ...core.heads import MultiHeadAttention
 from ...core.tokens import Tokens
 from ..cases import D_MODEL, Case
 from ..companions import bases, is_mechanism, serving
-from ..places import causal, crossing, directed, pair, two_sided, two_sided_pairs
+from ..places import (
+    causal,
+    crossing,
+    directed,
+    mechanism,
+    once,
+    only,
+    pair,
+    two_sided,
+    two_sided_pairs,
+    unless_mechanism,
+)
 from ..registered import row, unless_able
 from ..stacks import across, context, documents, lengths, padded, run, stack, sublayer, vectors
 from ..subjects import Subject
@@ -113,10 +126,9 @@ def padding(subject: Subject, trial: Trial) -> None:
             trial.finite(*found, what=f"a gradient beside padding ({side})")
 
 
-@row(8, "a row that sees nothing gives 0", kinds=("attention",), places=directed)
+@row(8, "a row that sees nothing gives 0", kinds=("attention",), places=partial(only, mechanism, directed),
+     excuse=unless_mechanism)  # fmt: skip
 def a_row_that_sees_nothing(subject: Subject, trial: Trial) -> None:
-    if not is_mechanism(subject.case):
-        return
     length = trial.size("length", (3, 29, 67))
     layer = sublayer(subject.case, causal=subject.causal)
     assert isinstance(layer, MultiHeadAttention)
@@ -146,11 +158,14 @@ def an_empty_memory(subject: Subject, trial: Trial) -> None:
         trial.finite(mixed)
 
 
-@row(12, "packed documents equal separate ones", kinds=("attention",), places=directed, excuse=unless_able("documents"))
+def _keeps_documents(subject: Subject) -> bool:
+    return "documents" in subject.case.cls.declares.can
+
+
+@row(12, "packed documents equal separate ones", kinds=("attention",),
+     places=partial(only, _keeps_documents, directed), excuse=unless_able("documents"))  # fmt: skip
 def packed_documents(subject: Subject, trial: Trial) -> None:
     case, causal = subject.case, subject.causal
-    if "documents" not in case.cls.declares.can:
-        return
     batch, length = trial.size("batch", (4,), least=2), trial.size("length", lengths(case)[1:], least=2)
     model = stack([case, case], positions=serving(case), causal=causal)
     x, doc = vectors(batch, length).requires_grad_(), documents(batch, length)
@@ -228,11 +243,15 @@ def attention_weights(subject: Subject, trial: Trial) -> None:
         trial.holds(not weights.masked_select(~seen.expand_as(weights)).any(), "what is not visible has a weight")
 
 
-@row(5, "an embedding reads each token on its own", kinds=("embedding",))
+def _reads_tokens(subject: Subject) -> bool:
+    return bool(subject.case.cls.maskable)
+
+
+@row(5, "an embedding reads each token on its own", kinds=("embedding",), places=partial(only, _reads_tokens, once),
+     excuse=lambda cls: "" if cls.maskable else "maskable: its inputs are no tokens in a row")  # fmt: skip
 @torch.no_grad()
 def later_columns(subject: Subject, trial: Trial) -> None:
     inputs = subject.inputs(trial.size("batch", (2,)), trial.size("length", (29,), least=2))
-    if subject.case.cls.maskable:  # else its inputs are no tokens in a row
-        module, t = subject.build(), trial.place(1, inputs[0].shape[1])
-        want = subject.call(module, *inputs)[:, :t]
-        trial.close(subject.call(module, *(x[:, :t] for x in inputs)), want, what="what comes before left-out tokens")
+    module, t = subject.build(), trial.place(1, inputs[0].shape[1])
+    want = subject.call(module, *inputs)[:, :t]
+    trial.close(subject.call(module, *(x[:, :t] for x in inputs)), want, what="what comes before left-out tokens")
