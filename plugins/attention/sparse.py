@@ -234,11 +234,12 @@ def _block_tokens(
     tokens: Tokens, chosen: Tensor, cut: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]
 ) -> tuple[Tokens, Tokens]:
     """Return the tokens of each block's queries and of its chosen keys; keys that stand nowhere are not valid."""
-    rows = tokens.pos.shape[0] if tokens.valid is None else tokens.valid.shape[0]
-    pos = tokens.pos.expand(rows, -1)
-    real = torch.ones_like(pos, dtype=torch.bool) if tokens.valid is None else tokens.valid
-    listed = (chosen >= 0).unsqueeze(-1).expand(-1, -1, cut(pos).shape[2]).flatten(1).repeat(rows, 1)
-    return Tokens(cut(pos).flatten(0, 1)), Tokens(gather(pos), gather(real) & listed)
+    rows = tokens.rows
+    tokens = tokens.map(lambda t: t.expand(rows, -1))
+    real = torch.ones_like(tokens.pos, dtype=torch.bool) if tokens.valid is None else tokens.valid
+    listed = (chosen >= 0).unsqueeze(-1).expand(-1, -1, cut(real).shape[2]).flatten(1).repeat(rows, 1)
+    keys = tokens.map(gather)
+    return tokens.map(lambda t: cut(t).flatten(0, 1)), Tokens(keys.pos, gather(real) & listed, marks=keys.marks)
 
 
 def _head_write(head: Tensor, new: Tensor, seen: Tensor, length: Tensor | None) -> Tensor:
