@@ -197,7 +197,9 @@ class MultiHeadAttention(Sublayer):
             q, k = context.rotate(qk).split_with_sizes(self.shares[:2], -2)
         else:
             q, k, v = qkv.split_with_sizes(self.shares, -2)
-        valid = context.tokens.valid
+        if context.asked:
+            k, v = k[:, : -context.asked], v[:, : -context.asked]
+        valid = context.own.valid
         return (q, k, v) if valid is None else (q, *_silence(k, v, valid))
 
     def _queries(self, x: Tensor) -> Tensor:
