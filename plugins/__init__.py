@@ -23,6 +23,7 @@ from .feedforward.glu import GluFeedForward
 from .feedforward.mlp import MlpFeedForward
 from .head.classifier import ClassifierHead
 from .head.lm import LmHead
+from .head.pooled import PooledHead
 from .norm.layer import LayerNorm
 from .norm.rms import RmsNorm
 from .objective.causal_lm import CausalLmObjective

@@ -92,8 +92,9 @@ class HeadForm(Form):
         return (self.many if is_named(node) else self.one).bind(node, reading)
 
     def merge(self, base: Node, over: Node, reading: Reading) -> Node:
-        named = is_named(base) if "kind" not in over.items else False
-        return (self.many if named and is_named(over) else self.one).merge(base, over, reading)
+        if is_named(base) and "kind" in over.items:
+            return over
+        return (self.many if is_named(base) and is_named(over) else self.one).merge(base, over, reading)
 
     def dump(self, value: Mapping[str, Part], registry: Registry) -> Any:
         one = None if not value else value[ONLY_HEAD] if value.keys() == {ONLY_HEAD} else BROKEN
