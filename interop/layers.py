@@ -34,7 +34,7 @@ class Layers:
         if reading.each:
             self._each(name, reading, node, count, given)
         elif type(count) is int and count > 0:  # else it is noted where the number of layers is read
-            chosen: list[str | None] = [None] * count
+            chosen: list[str | None] = [reading.others] * count
             kind, places = self._places(reading, node, count)
             for place in places:
                 chosen[place] = kind
