@@ -8,6 +8,7 @@ from ..core import component
 from .attention.conv import ConvAttention
 from .attention.full import FullAttention
 from .attention.gru import GruAttention
+from .attention.latent import LatentAttention
 from .attention.linear import LinearAttention
 from .attention.local import LocalAttention
 from .attention.lstm import LstmAttention

@@ -7,12 +7,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from ..core.attention import Headed
 from ..core.block import Block, norm_names
 from ..core.component import Part, Site
 from ..core.data import Data
 from ..core.embedding import Borrowed, Embedding
 from ..core.head import Head
-from ..core.heads import HeadsConfig
 from ..core.initialise import Undrawn, materialise
 from ..core.norm import Norm
 from ..core.objective import Objective
@@ -172,9 +172,9 @@ class _Builder:
         nothing to do and is left out.
         """
         heads = {
-            (config.n_heads, self.at(path, config.resolved, site.d_model).head_dim)
+            self.at(path, config.heads, site.d_model)
             for config in (part.config for part in served if part is not None)
-            if isinstance(config, HeadsConfig)
+            if isinstance(config, Headed)
         }
         built = []
         for part in parts:
