@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast
 
+from ..core.block import Placement, Residual, residual_fits
 from ..core.component import Part
 from .marks import Node
 from .settings import ExportSettings, TrainSettings
@@ -21,10 +22,12 @@ MAYBE = "?"
 class LayerSpec:
     """Say what one block is made of.
 
-    `position`: null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds.
+    `residual`: whether what a sublayer adds is added to its input before the norm in front of it, or after. `position`:
+    null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds.
     """
 
-    placement: Literal["pre", "post", "sandwich", "parallel", "parallel_norms"] = "pre"
+    placement: Placement = "pre"
+    residual: Residual = "before"
     norm: Annotated[Part | None, "norm"]
     attention: Annotated[Part | None, "attention"]
     cross_attention: Annotated[Part | None, "attention"] = None
@@ -35,6 +38,7 @@ class LayerSpec:
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: must be from 0 to below 1, not {self.dropout}")
+        residual_fits(self.placement, self.residual)
 
 
 @dataclass(frozen=True, kw_only=True)
