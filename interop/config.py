@@ -67,24 +67,31 @@ class _Reader:
         self.parents = {name.rpartition(".")[0] for name in settings.readings if "." in name}
         self.parents |= {parent.partition(".")[0] for parent in self.parents}
         self.found = dict(self._fields(config, ""))
+        self.given = dict(self.found)
 
     def architecture(self, named: object) -> None:
         """Lay over what the architecture of the file asks for."""
         names = named if isinstance(named, list) else [named]
         known = self.settings.architectures
         place = Mark(self.config.mark.source, path="architectures")
-        found = next((name for name in names if isinstance(name, str) and name in known), None)
-        if found is None:
+        asked = [name for name in names if isinstance(name, str)]
+        named = [name for name in asked if name in known][:1]
+        likely = [name for name in known if name not in asked and any(fnmatchcase(given, name) for given in asked)]
+        if self.settings.start is not None:
+            self.laid.append(self.settings.start)
+        if found := [*likely, *named]:
+            self.laid += [known[name] for name in dict.fromkeys(found)]
+        else:
             given = ", ".join(map(str, names))
             message = f"{shown(given)} is not known to the family{nearest(given, known)}"
             self.problems.append(Problem(place, message))
-        else:
-            self.laid.append(known[found])
 
     def read(self) -> None:
         """Read every field: those of the family in its order, then look at what is left."""
         for name, reading in self.settings.readings.items():
             node = self.found.pop(name, None)
+            if not all(self._is(other, wanted) for other, wanted in reading.when.items()):
+                continue
             if node is None:
                 node = self.settings.defaults.get(name)
                 if node is None and "." not in name:
@@ -102,6 +109,11 @@ class _Reader:
                 yield name, node
             elif node.value is not None:
                 yield from self._fields(node, f"{name}.")
+
+    def _is(self, name: str, wanted: Node) -> bool:
+        """Say whether a field, or its default where the file leaves it out, has a value."""
+        node = self.given.get(name) or self.settings.defaults.get(name)
+        return node is not None and node.plain() == wanted.plain()
 
     def _apply(self, name: str, reading: FieldSettings, node: Node) -> None:
         """Lay over what one field comes to."""
@@ -135,7 +147,7 @@ class _Reader:
 
     def _each(self, name: str, reading: FieldSettings, node: Node) -> None:
         """Lay over a list of layers, those that come again and again as groups."""
-        items = node.value if isinstance(node.value, tuple) else ()
+        items = list(_in_turn(node.value)) if isinstance(node.value, tuple) else []
         texts = [_text(item) for item in items]
         counted = self.config.items.get(str(reading.count))
         count = counted.value if counted and type(counted.value) is int else len(texts)
@@ -178,6 +190,16 @@ class _Reader:
 def _text(node: Node) -> str:
     """Return a value as the keys of `values`, `cases` and `each` spell it: texts plain, the rest as JSON does."""
     return node.value if isinstance(node.value, str) else json.dumps(node.plain())
+
+
+def _in_turn(items: Sequence[Node]) -> Iterator[Node]:
+    """Yield an item a layer: those of a group, `[items, times]`, as often as it says."""
+    for item in items:
+        group = item.value if isinstance(item.value, tuple) else ()
+        if len(group) == 2 and isinstance(group[0].value, tuple) and type(group[1].value) is int:
+            yield from group[0].value * group[1].value
+        else:
+            yield item
 
 
 def _piece(path: str, value: Node) -> Node:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, cast
 
 from ..core.block import Placement, Residual, residual_fits
@@ -14,6 +14,8 @@ from .settings import ExportSettings, TrainSettings
 
 NUMBER = r"\{([a-z_]+)\}"
 """What stands for a number in the name of a module."""
+PREFIX = "{prefix}"
+"""What stands for the prefix of a checkpoint's names in the place of a module."""
 MAYBE = "?"
 """What ends the name of something that a model may not have."""
 
@@ -97,9 +99,10 @@ class FieldSettings:
 
     `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
     they differ; others are refused. `cases`: their value -> a piece of a spec that is laid over this one instead.
-    `each`: the field is a list with an item a layer; item -> what that layer changes in `layer`. `count`: the field
-    that says how many layers there are; a default of fewer items begins again. `counted`: whether what goes to the
-    options is how many items the field has.
+    `each`: the field is a list with an item a layer, or with groups of items and how often each comes; item -> what
+    that layer changes in `layer`. `count`: the field that says how many layers there are; a default of fewer items
+    begins again. `counted`: whether what goes to the options is how many items the field has. `when`: other fields ->
+    what each must be for this one to be read at all.
     """
 
     to: tuple[str, ...] | str = ()
@@ -108,6 +111,7 @@ class FieldSettings:
     cases: Mapping[str, Node] = field(default_factory=dict)
     each: Mapping[str, Node] = field(default_factory=dict)
     count: str | None = None
+    when: Mapping[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.values and not self.to:
@@ -123,11 +127,12 @@ class FieldSettings:
 class ConfigSettings:
     """Say how a spec follows from the `config.json` of a Hugging Face folder.
 
-    `type`: its `model_type`. `architectures`: those that there are, the first where the file names none -> the piece of
-    a spec that each lays over this one. `fields`: field -> the option that its value goes to, several, or a map with
-    more; in order, a later one wins; `a.b` is field b of the map a. `defaults`: what fields are that the file leaves
-    out; within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields that change
-    nothing. `renamed`: an older name -> the name that it is read by.
+    `type`: its `model_type`. `start`: a piece of a spec that is laid over this one before all else. `architectures`:
+    those that there are, or patterns of them, the first where the file names none -> the piece of a spec that each lays
+    over this one, patterns first. `fields`: field -> the option that its value goes to,
+    several, or a map with more; in order, a later one wins; `a.b` is field b of the map a. `defaults`: what fields are
+    that the file leaves out; within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of
+    fields that change nothing. `renamed`: an older name -> the name that it is read by.
     """
 
     type: str
@@ -137,6 +142,7 @@ class ConfigSettings:
     same: Mapping[str, Node] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    start: Node | None = None
 
     def __post_init__(self) -> None:
         whole = {
@@ -145,6 +151,8 @@ class ConfigSettings:
         }
         if odd := sorted(self.defaults.keys() - whole.keys()):
             raise ValueError(f"defaults: '{odd[0]}' is none of `fields`")
+        if odd := sorted({other for item in whole.values() for other in item.when} - whole.keys()):
+            raise ValueError(f"fields: '{odd[0]}' of a `when` is none of `fields`")
         if odd := sorted(self.same.keys() & whole.keys()):
             raise ValueError(f"same: '{odd[0]}' is one of `fields` too")
         object.__setattr__(self, "fields", whole)
@@ -174,6 +182,7 @@ class HfSettings:
     def __post_init__(self) -> None:
         there = {ours: to for ours, to in self.modules.items() if to is not None}
         places = {ours: Place(at=to) if isinstance(to, str) else to for ours, to in there.items()}
+        places = {ours: replace(place, at=place.at.replace(PREFIX, self.prefix)) for ours, place in places.items()}
         for ours, place in places.items():
             if odd := sorted(set(re.findall(NUMBER, ours)) ^ set(re.findall(NUMBER, place.at))):
                 raise ValueError(f"modules: {{{odd[0]}}} must stand in both '{ours}' and '{place.at}', or in neither")
