@@ -78,18 +78,24 @@ class _Reader:
         names = named if isinstance(named, list) else [named]
         known = self.settings.architectures
         place = Mark(self.config.mark.source, path="architectures")
-        found = next((name for name in names if isinstance(name, str) and name in known), None)
-        if found is None:
+        asked = [name for name in names if isinstance(name, str)]
+        named = [name for name in asked if name in known][:1]
+        likely = [name for name in known if name not in asked and any(fnmatchcase(given, name) for given in asked)]
+        if self.settings.start is not None:
+            self.laid.append(self.settings.start)
+        if found := [*likely, *named]:
+            self.laid += [known[name] for name in dict.fromkeys(found)]
+        else:
             given = ", ".join(map(str, names))
             message = f"{shown(given)} is not known to the family{nearest(given, known)}"
             self.problems.append(Problem(place, message))
-        else:
-            self.laid.append(known[found])
 
     def read(self) -> None:
         """Read every field: those of the family in its order, then look at what is left."""
         for name, reading in self.settings.readings.items():
             node = self.found.pop(name, None)
+            if not all(self._is(other, wanted) for other, wanted in reading.when.items()):
+                continue
             if node is None:
                 node = self.settings.defaults.get(name)
                 if node is None and "." not in name:
@@ -109,6 +115,11 @@ class _Reader:
                 yield name, node
             elif node.value is not None:
                 yield from self._fields(node, f"{name}.")
+
+    def _is(self, name: str, wanted: Node) -> bool:
+        """Say whether a field, or its default where the file leaves it out, has a value."""
+        node = self.given.get(name) or self.settings.defaults.get(name)
+        return node is not None and node.plain() == wanted.plain()
 
     def _apply(self, name: str, reading: FieldSettings, node: Node) -> None:
         """Lay over what one field comes to."""

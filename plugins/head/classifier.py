@@ -25,12 +25,13 @@ class ClassifierHead(Head):
         """n_classes: what there is to choose from; 1 for one score, by which several sequences are compared.
 
         pool: the `mean` of real tokens, the `first` or the `last` one, or the `max` of each entry. transform: map what
-        is pooled and activate it first (tanh: the pooler of Devlin et al. 2019).
+        is pooled and activate it first (tanh: the pooler of Devlin et al. 2019). bias: on the scores.
         """
 
         n_classes: int
         pool: Pool = "mean"
         transform: Activation | None = None
+        bias: bool = True
 
         def __post_init__(self) -> None:
             if self.n_classes < 1:
@@ -41,7 +42,7 @@ class ClassifierHead(Head):
     def __init__(self, config: Config, site: Site, embedding: Embedding) -> None:
         super().__init__(config, site, embedding)
         self.transform = Linear(site.d_model, site.d_model, bias=True) if config.transform is not None else None
-        self.out = Linear(site.d_model, config.n_classes, bias=True)
+        self.out = Linear(site.d_model, config.n_classes, bias=config.bias)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits (B, n_classes) for hidden (B, T, C), mask (B, T); a row without real tokens pools to 0."""
