@@ -24,7 +24,8 @@ class Block(nn.Module):
     `placement`: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))); `parallel` x + f(norm(x))
     + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `norms`: name of a
     sublayer -> its norm (`after_` of it for the second of a sandwich); a missing norm is no norm. `positions`:
-    encodings of this layer alone; None for the stack's.
+    encodings of this layer alone; None for the stack's. `halvings`: how often x was halved on its way here, so that what
+    is added must be. `halves`: whether x is halved once more behind this layer.
     """
 
     def __init__(
@@ -35,6 +36,8 @@ class Block(nn.Module):
         placement: Placement = "pre",
         positions: Sequence[Position] | None = None,
         dropout: float = 0.0,
+        halvings: int = 0,
+        halves: bool = False,
     ) -> None:
         super().__init__()
         self.placement = placement
@@ -45,6 +48,8 @@ class Block(nn.Module):
             self.add_module(f"{name}_norm", norm)
         self.positions = None if positions is None else nn.ModuleList(positions)
         self.dropout = dropout
+        self.share = 0.5**halvings
+        self.halves = halves
         self._parallel = placement in ("parallel", "parallel_norms")
         # By sublayer, the norms before it, after it, and after its residual. Read by name from what is registered: a
         # lookup through the module costs a tiny model a tenth of a decoding step.
@@ -80,12 +85,14 @@ class Block(nn.Module):
                 kept[name] = memories
             if after is not None:
                 y = modules[after](y)
+            if self.share != 1.0:
+                y = y * self.share
             if self.dropout:
                 y = F.dropout(y, self.dropout, self.training)
             x = x + y
             if outer is not None:
                 x = modules[outer](x)
-        return x, kept
+        return x * 0.5 if self.halves else x, kept
 
 
 def _around(placement: Placement, name: str) -> tuple[str | None, str | None, str | None]:
