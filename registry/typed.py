@@ -15,6 +15,8 @@ NUMBER = r"\{([a-z_]+)\}"
 """What stands for a number in the name of a module."""
 MAYBE = "?"
 """What ends the name of something that a model may not have."""
+LAYERS = "layers"
+"""What a path to an option of a kind of layers begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +108,12 @@ class FieldSettings:
 
     `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
     they differ; others are refused. `cases`: their value -> a piece of a spec that is laid over this one instead.
-    `each`: the field is a list with an item a layer; item -> what that layer changes in `layer`. `count`: the field
-    that says how many layers there are; a default of fewer items begins again. `counted`: whether what goes to the
-    options is how many items the field has.
+    `counted`: whether what goes to the options is how many items the field has.
+
+    Fields that say which layers differ. `each`: a list with an item a layer; item -> what that layer changes in
+    `layer`, or its name in `layers`. `first`: a number; the name of what the first so many layers are. `every`: a
+    number N; of what each Nth layer is. `listed`: a list of layers, from 0; of what these are. `count`: the field that
+    says how many layers there are; a default of `each` with fewer items begins again.
     """
 
     to: tuple[str, ...] | str = ()
@@ -116,16 +121,34 @@ class FieldSettings:
     values: Mapping[str, Node] = field(default_factory=dict)
     cases: Mapping[str, Node] = field(default_factory=dict)
     each: Mapping[str, Node] = field(default_factory=dict)
+    first: str | None = None
+    every: str | None = None
+    listed: str | None = None
     count: str | None = None
 
     def __post_init__(self) -> None:
+        rules = [name for name in ("each", "first", "every", "listed") if getattr(self, name)]
+        if len(rules) > 1:
+            raise ValueError(f"{rules[1]}: a field says in one way which layers differ, and this one has {rules[0]}")
         if self.values and not self.to:
             raise ValueError("values: need an option to go to: give `to`")
         if self.counted and (self.values or not self.to):
             raise ValueError("counted: a number goes to an option as it is: give `to`, and no `values`")
-        if self.each and (self.to or self.count is None):
-            raise ValueError("each: goes to the layers, not to an option, and needs `count`, their number")
+        if rules and (self.to or self.count is None):
+            raise ValueError(f"{rules[0]}: goes to the layers, not to an option, and needs `count`, their number")
         object.__setattr__(self, "to", (self.to,) if isinstance(self.to, str) else self.to)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the field says which layers differ."""
+        return bool(self.each or self.first or self.every or self.listed)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of layers that it names."""
+        named = {piece.value for piece in self.each.values() if isinstance(piece.value, str)}
+        named |= {to.split(".")[1] for to in self.to if to.startswith(f"{LAYERS}.")}
+        return named | {name for name in (self.first, self.every, self.listed) if name is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +157,16 @@ class ConfigSettings:
 
     `type`: its `model_type`. `architectures`: those that there are, the first where the file names none -> the piece of
     a spec that each lays over this one. `fields`: field -> the option that its value goes to, several, or a map with
-    more; in order, a later one wins; `a.b` is field b of the map a. `defaults`: what fields are that the file leaves
-    out; within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields that change
-    nothing. `renamed`: an older name -> the name that it is read by.
+    more; in order, a later one wins; `a.b` is field b of the map a. `layers`: name -> what layers of this kind change
+    in `layer`; fields choose them by it, and a value goes to `layers.NAME.OPTION`. `defaults`: what fields are that the
+    file leaves out; within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields
+    that change nothing. `renamed`: an older name -> the name that it is read by.
     """
 
     type: str
     architectures: Mapping[str, Node]
     fields: Mapping[str, FieldSettings | tuple[str, ...] | str]
+    layers: Mapping[str, Node] = field(default_factory=dict)
     defaults: Mapping[str, Node] = field(default_factory=dict)
     same: Mapping[str, Node] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
@@ -156,6 +181,8 @@ class ConfigSettings:
             raise ValueError(f"defaults: '{odd[0]}' is none of `fields`")
         if odd := sorted(self.same.keys() & whole.keys()):
             raise ValueError(f"same: '{odd[0]}' is one of `fields` too")
+        if odd := sorted({kind for item in whole.values() for kind in item.kinds} - self.layers.keys()):
+            raise ValueError(f"fields: '{odd[0]}' is none of `layers`")
         object.__setattr__(self, "fields", whole)
 
     @property
