@@ -12,7 +12,9 @@ from .attention.latent import LatentAttention
 from .attention.linear import LinearAttention
 from .attention.local import LocalAttention
 from .attention.lstm import LstmAttention
+from .attention.rg_lru import RgLruAttention
 from .attention.rnn import RnnAttention
+from .attention.rwkv import RwkvAttention
 from .attention.sparse import SparseAttention
 from .data.labelled import LabelledData
 from .data.pairs import PairsData
@@ -22,6 +24,7 @@ from .embedding.token import TokenEmbedding
 from .feedforward.experts import ExpertsFeedForward
 from .feedforward.glu import GluFeedForward
 from .feedforward.mlp import MlpFeedForward
+from .feedforward.rwkv import RwkvFeedForward
 from .head.classifier import ClassifierHead
 from .head.lm import LmHead
 from .head.pooled import PooledHead

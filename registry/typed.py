@@ -47,12 +47,25 @@ class LayerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StackSpec:
-    """Say what one stack is made of: what it embeds, its positions, its blocks in order and its last norm."""
+    """Say what one stack is made of: what it embeds, its positions, its blocks in order and its last norm.
+
+    `halve_every`: after how many layers the vectors are halved, again and again, so that they fit into fp16 at any
+    depth; 0 or less for never. Norms see to it that the model stays the same, but for their eps.
+    """
 
     embedding: Annotated[Part | None, "embedding"]
     position: Annotated[tuple[Part, ...], "position"]
     layers: tuple[LayerSpec, ...]
     norm: Annotated[Part | None, "norm"]
+    halve_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.halve_every > 0 and any(layer.placement == "post" for layer in self.layers):
+            raise ValueError("halve_every: norms after the residual (placement post) undo it; leave it out")
+
+    def halvings(self, layer: int) -> int:
+        """Return how often the vectors are halved before a layer, counted from 0."""
+        return layer // self.halve_every if self.halve_every > 0 else 0
 
 
 @dataclass(frozen=True, kw_only=True)
