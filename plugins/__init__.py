@@ -42,6 +42,7 @@ from .position.learned import LearnedPosition
 from .position.rope import RopePosition
 from .position.sinusoidal import SinusoidalPosition
 from .position.t5_bias import T5BiasPosition
+from .position.transformer_xl import TransformerXlPosition
 from .topology.decoder import DecoderTopology
 from .topology.encoder import EncoderTopology
 from .topology.encoder_decoder import EncoderDecoderTopology
