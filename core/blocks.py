@@ -34,12 +34,13 @@ def block_tokens(tokens: Tokens, chosen: Tensor, block: int) -> tuple[Tokens, To
 
     Keys that stand nowhere are not valid. B is 1 where all rows stand at the same positions.
     """
-    rows = tokens.pos.shape[0] if tokens.valid is None else tokens.valid.shape[0]
-    pos = tokens.pos.expand(rows, -1)
-    real = torch.ones_like(pos, dtype=torch.bool) if tokens.valid is None else tokens.valid
+    rows = tokens.rows
+    tokens = tokens.map(lambda t: t.expand(rows, -1))
+    real = torch.ones_like(tokens.pos, dtype=torch.bool) if tokens.valid is None else tokens.valid
     listed = (chosen >= 0).unsqueeze(-1).expand(rows, -1, -1, block).flatten(2).flatten(0, 1)
-    keys = Tokens(gathered(pos, chosen, block), gathered(real, chosen, block) & listed)
-    return Tokens(cut(pos, block).flatten(0, 1)), keys
+    keys = tokens.map(lambda t: gathered(t, chosen, block))
+    there = Tokens(keys.pos, gathered(real, chosen, block) & listed, marks=keys.marks)
+    return tokens.map(lambda t: cut(t, block).flatten(0, 1)), there
 
 
 def listed(table: NDArray[np.bool_], most: int) -> NDArray[np.int64]:

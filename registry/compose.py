@@ -136,7 +136,7 @@ class _Builder:
         served = [layer.attention for layer in stack.layers if layer.position is None]
         positions = self.positions(f"{path}.position", stack.position, served, site, embedding.width)
         norm = None if stack.norm is None else self.at(f"{path}.norm", stack.norm.build, site)
-        return Stack(site, embedding, positions, blocks, norm)
+        return self.at(path, Stack, site, embedding, positions, blocks, norm)
 
     def built(self, layers: Sequence[LayerSpec]) -> Sequence[int]:
         """Return which layers of a stack are built: all."""

@@ -106,7 +106,7 @@ class BigBirdAttention(Mechanism):
             return softmax_attention(q, k, v, scale=self.scale, bias=context.score(tokens, None, q, k)), None
         if tokens.doc is not None or length <= max(self.short, self.config.block * (self.chosen.shape[1] + 1)):
             return self.masked(q, k, v, context, state)
-        ends = tokens.once("ends", lambda: _ends(tokens, tokens))
+        ends = tokens.once("ends", lambda: _ends(tokens, tokens).expand(tokens.rows, 1))
         last = ((ends - 1) // self.config.block).clamp(min=0)
         y = self._in_blocks(q, k, v, context, ends)
         whole = self._from_ends(q, k, v, context, last)
@@ -177,7 +177,7 @@ class BigBirdAttention(Mechanism):
         block, batch, tokens = self.config.block, q.shape[0], context.tokens
         chosen = tokens.once(("big_bird blocks", self.config), lambda: self._listed(q.shape[1], ends))
         q_tokens, k_tokens = tokens.once(("big_bird tokens", self.config), lambda: block_tokens(tokens, chosen, block))
-        ends = ends.expand(len(chosen), 1).repeat_interleave(chosen.shape[1], 0)
+        ends = ends.repeat_interleave(chosen.shape[1], 0)
         q, k, v = cut(q, block).flatten(0, 1), gathered(k, chosen, block), gathered(v, chosen, block)
         mask = context.once(("big_bird mask", self.config), lambda: self._visible(q_tokens, k_tokens, ends))
         bias = self._biased(context, q_tokens, k_tokens, q, k, ends)
@@ -199,7 +199,7 @@ class BigBirdAttention(Mechanism):
         """Let the first block and the last see everything: (B, 2, block, H, D)."""
         tokens, block = context.tokens, self.config.block
         chosen = torch.stack([torch.zeros_like(last), last], dim=-1)
-        q_tokens = Tokens(gathered(tokens.pos.expand(len(last), -1), chosen, block))
+        q_tokens = tokens.map(lambda t: gathered(t.expand(len(last), -1), chosen, block))
         q = gathered(q, chosen, block)
         mask = None if tokens.valid is None else visible(q_tokens, tokens, causal=False)
         y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=context.score(q_tokens, tokens, q, k))

@@ -162,7 +162,7 @@ class LocalAttention(Mechanism):
         """Return the tokens of each block's queries and keys, (B * blocks, size); (blocks, size) where rows agree."""
         window, length = self.config.window, tokens.pos.shape[1]
         end, right = blocks * window - length, 0 if self.site.causal else window
-        rows = next(t for t in (tokens.valid, tokens.doc, tokens.pos) if t is not None).shape[0]
+        rows = tokens.rows
         tokens = tokens.map(lambda t: t.expand(rows, -1))
         first = tokens.pos[:, :1] if seen is not None else torch.zeros_like(tokens.pos[:, :1])
         before = first + torch.arange(-window, 0, device=first.device)
@@ -171,6 +171,7 @@ class LocalAttention(Mechanism):
             F.pad(torch.cat([before, tokens.pos], dim=1), (0, end + right)),
             F.pad(torch.cat([before >= 0, real], dim=1), (0, end + right)),
             None if tokens.doc is None else F.pad(tokens.doc, (window, end + right), value=-1),
+            {name: F.pad(mark, (window, end + right)) for name, mark in tokens.marks.items()},
         )
         queries = tokens.map(lambda t: F.pad(t, (0, end)))
         return (
