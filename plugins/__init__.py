@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from ..core import component
+from .attention.big_bird import BigBirdAttention
 from .attention.conv import ConvAttention
 from .attention.full import FullAttention
 from .attention.gru import GruAttention
