@@ -35,6 +35,7 @@ from .objective.causal_lm import CausalLmObjective
 from .objective.classification import ClassificationObjective
 from .objective.infilling import InfillingObjective
 from .objective.masked_lm import MaskedLmObjective
+from .objective.permuted_lm import PermutedLmObjective
 from .objective.replaced_token import ReplacedTokenObjective
 from .objective.seq2seq_lm import Seq2seqLmObjective
 from .objective.span_corruption import SpanCorruptionObjective

@@ -69,6 +69,26 @@ def _needs(spec: Spec, path: str, attention: Part, ability: str, other: str, doe
         )
 
 
+def _permuted(spec: Spec, objective: Part, both: str) -> Iterator[Problem]:
+    """Check that all parts can keep to an order of the row's own, and that there is something to ask with."""
+    topology = spec.model.topology
+    if not topology.cls.permutes:
+        yield spec.problem("objective", f"{both}: it gives rows an order of their own, and the topology has but one")
+        return
+    name, stack = next(iter(spec.model.stacks.items()))
+    if stack.embedding is not None and not getattr(stack.embedding.config, "blank", False):
+        yield spec.problem(
+            f"model.stacks.{name}.embedding",
+            f"objective '{objective.name}' asks for tokens that are not shown: the embedding needs a vector for their "
+            "places (blank: true)",
+        )
+    does = "gives rows an order of their own"
+    for index, layer in enumerate(stack.layers):
+        if layer.attention is not None:
+            where = f"model.stacks.{name}.layers.{index}.attention"
+            yield from _needs(spec, where, layer.attention, "pairs", f"objective '{objective.name}'", does)
+
+
 def _objective(spec: Spec) -> Iterator[Problem]:
     """Check that the objective, the topology, the head and the data ask for and give the same."""
     objective, topology = spec.objective, spec.model.topology
@@ -85,6 +105,8 @@ def _objective(spec: Spec) -> Iterator[Problem]:
         yield spec.problem(
             "objective", f"{both}: it asks for the next token, which a two-sided stack has already been shown"
         )
+    elif cls.permutes:
+        yield from _permuted(spec, objective, both)
     head_name, head = next(iter(spec.model.heads.items()))
     if head.cls.per_token != cls.per_token:
         asks, reads = ("each token", "a sequence") if cls.per_token else ("a sequence", "each token")

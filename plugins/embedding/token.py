@@ -14,6 +14,7 @@ from ...core.component import Part, Site
 from ...core.embedding import Borrowed, Embedding
 from ...core.inputs import Input
 from ...core.linear import Linear
+from ...core.moves import Layouts, Reshape, Take
 
 
 class TokenEmbedding(Embedding):
@@ -31,7 +32,8 @@ class TokenEmbedding(Embedding):
         n_types: how many types of token there are besides, each with a vector that is added (Devlin et al. 2019); 0 for
         none. norm: of the vectors once their positions are added. dropout: the rate of dropping entries after it.
         width: of the table, where it is narrower than the model (Clark et al. 2020). widen: whether the vectors are
-        mapped to the model's width `first` or `last`, after positions and norm. bias: on that map.
+        mapped to the model's width `first` or `last`, after positions and norm. bias: on that map. blank: whether there
+        is a vector for the places of tokens that are only asked for (Yang et al. 2019).
         """
 
         vocab_size: int
@@ -42,6 +44,7 @@ class TokenEmbedding(Embedding):
         width: int | None = None
         widen: Literal["last", "first"] = "last"
         bias: bool = False
+        blank: bool = False
 
         def __post_init__(self) -> None:
             if self.vocab_size < 1:
@@ -67,6 +70,7 @@ class TokenEmbedding(Embedding):
         self.project = None if narrow == site.d_model else Linear(narrow, site.d_model, bias=config.bias)
         self.width = narrow if config.widen == "last" else site.d_model
         self.norm = None if config.norm is None else config.norm.build(site.but(d_model=self.width))
+        self.blank = nn.Parameter(torch.empty(self.width)) if config.blank else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -74,6 +78,14 @@ class TokenEmbedding(Embedding):
         for table in (self.weight, self.types):
             if table is not None:
                 nn.init.normal_(table, std=table.shape[1] ** -0.5)
+        if self.blank is not None:
+            nn.init.normal_(self.blank, std=self.width**-0.5)
+
+    def layouts(self) -> Layouts:
+        """Publish `plain`, its own names; or `spread`: the blank as (1, 1, C), as XLNet's mask_emb."""
+        if self.blank is None:
+            return {"plain": {}}
+        return {"plain": {}, "spread": {"blank": Reshape(Take("blank"), (1, 1, self.width), (self.width,))}}
 
     def inputs(self) -> Mapping[str, Input]:
         """Take `input_ids` (B, T) and, where there are types, `token_type_ids` (B, T), of type 0 when left out."""
@@ -106,6 +118,10 @@ class TokenEmbedding(Embedding):
         if self.config.dropout:
             x = F.dropout(x, self.config.dropout, self.training)
         return x if self.project is None or self.config.widen == "first" else self.project(x)
+
+    def asking(self) -> Tensor:
+        """Return the blank, (width,)."""
+        return super().asking() if self.blank is None else self.blank
 
     def table(self) -> Tensor:
         """Return the table (V, E), the lender's where it is lent."""
