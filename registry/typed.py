@@ -147,11 +147,11 @@ class ConfigSettings:
 
     `type`: its `model_type`. `architectures`: those that there are, the first where the file names none -> the piece of
     a spec that each lays over this one. `fields`: field -> the option that its value goes to, several, or a map with
-    more; in order, a later one wins; `a.b` is field b of the map a; null for a field that another spec read, and that
-    there is not. `layers`: name -> what layers of this kind change
-    in `layer`; fields choose them by it, and a value goes to `layers.NAME.OPTION`. `defaults`: what fields are that the
-    file leaves out; within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields
-    that change nothing. `renamed`: an older name -> the name that it is read by.
+    more; in order, a later one wins; `a.b` is field b of the map a; null for one that an extended family reads, and
+    that is not there. `layers`: name -> what layers of this kind change in `layer`; fields choose them by it, and a
+    value goes to `layers.NAME.OPTION`. `defaults`: what fields are that the file leaves out; within maps any may be.
+    `same`: fields that must be as given. `ignored`: glob patterns of fields that change nothing. `renamed`: an older
+    name -> the name that it is read by.
     """
 
     type: str
