@@ -67,6 +67,8 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "n_types": (3,),
     "width": (10,),
     "offset": (2,),
+    "segments": (3,),
+    "clamp": (9,),
 }
 
 # Kinds whose constructor takes a site and nothing else, so that options can be tried on it.

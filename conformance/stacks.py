@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ..core.block import Block, Placement, norm_names
 from ..core.component import Site
 from ..core.context import Context
-from ..core.embedding import Embedding, Input
+from ..core.embedding import Embedding
 from ..core.initialise import initialise, seed_of
+from ..core.inputs import Input
 from ..core.position import Position
 from ..core.stack import Stack
 from ..core.state import State

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from .attention import Declaration, Headed, Mechanism
 from .component import Part, Site
 from .context import Context
+from .inputs import Input
 from .linear import Fused, Linear
 from .moves import Concat, Heads, Layouts, Move, Take, conv1d
 from .state import Declared, Memories
@@ -105,6 +107,10 @@ class MultiHeadAttention(Sublayer):
     def declared(self) -> Declared:
         """Declare the mechanism's state."""
         return self.mechanism.declared()
+
+    def reads(self) -> Mapping[str, Input]:
+        """Declare the mechanism's raw inputs."""
+        return self.mechanism.reads()
 
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
         """Return the mechanism's receptive field."""

@@ -17,7 +17,8 @@ IGNORED = (
     "_name_or_path", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
     "cache_implementation", "chunk_size_feed_forward", "decoder_start_token_id", "diversity_penalty", "do_sample",
     "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
-    "finetuning_task", "forced_*_token_id", "id2label", "initializer_*", "label2id", "length_penalty", "max_length",
+    "finetuning_task", "forced_*_token_id", "gradient_checkpointing", "id2label", "initializer_*", "label2id",
+    "length_penalty", "max_length",
     "min_length", "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
     "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type",
     "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
@@ -77,18 +78,24 @@ class _Reader:
         names = named if isinstance(named, list) else [named]
         known = self.settings.architectures
         place = Mark(self.config.mark.source, path="architectures")
-        found = next((name for name in names if isinstance(name, str) and name in known), None)
-        if found is None:
+        asked = [name for name in names if isinstance(name, str)]
+        named = [name for name in asked if name in known][:1]
+        likely = [name for name in known if name not in asked and any(fnmatchcase(given, name) for given in asked)]
+        if self.settings.start is not None:
+            self.laid.append(self.settings.start)
+        if found := [*likely, *named]:
+            self.laid += [known[name] for name in dict.fromkeys(found)]
+        else:
             given = ", ".join(map(str, names))
             message = f"{shown(given)} is not known to the family{nearest(given, known)}"
             self.problems.append(Problem(place, message))
-        else:
-            self.laid.append(known[found])
 
     def read(self) -> None:
         """Read every field: those of the family in its order, then look at what is left."""
         for name, reading in self.settings.readings.items():
             node = self.found.pop(name, None)
+            if not all(self._is(other, wanted) for other, wanted in reading.when.items()):
+                continue
             if node is None:
                 node = self.settings.defaults.get(name)
                 if node is None and "." not in name:
@@ -108,6 +115,11 @@ class _Reader:
                 yield name, node
             elif node.value is not None:
                 yield from self._fields(node, f"{name}.")
+
+    def _is(self, name: str, wanted: Node) -> bool:
+        """Say whether a field, or its default where the file leaves it out, has a value."""
+        node = self.given.get(name) or self.settings.defaults.get(name)
+        return node is not None and node.plain() == wanted.plain()
 
     def _apply(self, name: str, reading: FieldSettings, node: Node) -> None:
         """Lay over what one field comes to."""

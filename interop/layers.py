@@ -63,7 +63,7 @@ class Layers:
 
     def _each(self, name: str, reading: FieldSettings, node: Node, count: object, given: bool) -> None:
         """Choose every layer by an item of a list."""
-        items = node.value if isinstance(node.value, tuple) else ()
+        items = list(_in_turn(node.value)) if isinstance(node.value, tuple) else []
         texts = [text_of(item) for item in items]
         count = count if type(count) is int else len(texts)
         if odd := [item for item, text in zip(items, texts, strict=True) if text not in reading.each]:
@@ -102,6 +102,16 @@ class Layers:
 def text_of(node: Node) -> str:
     """Return a value as the keys of `values`, `cases` and `each` spell it: texts plain, the rest as JSON does."""
     return node.value if isinstance(node.value, str) else json.dumps(node.plain())
+
+
+def _in_turn(items: Sequence[Node]) -> Iterator[Node]:
+    """Yield an item a layer: those of a group, `[items, times]`, as often as it says."""
+    for item in items:
+        group = item.value if isinstance(item.value, tuple) else ()
+        if len(group) == 2 and isinstance(group[0].value, tuple) and type(group[1].value) is int:
+            yield from group[0].value * group[1].value
+        else:
+            yield item
 
 
 def _with(node: Node, keys: Sequence[str], value: Node) -> Node:
