@@ -15,7 +15,7 @@ MEASURED: dict[str, float] = {}
 """By `model_type`: the largest error so far."""
 
 
-EMBEDDINGS = ("emb", "wte", "wpe", "shared")
+EMBEDDINGS = ("emb", "wte", "wpe", "shared.")
 SCORING = ("q_proj", "k_proj", "q_b_proj", "kv_b_proj", "q_norm", "k_norm", "c_attn", "query", "key", "qkv")
 
 

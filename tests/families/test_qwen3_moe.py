@@ -10,12 +10,12 @@ import pytest
 import torch
 from decoders import SIZES
 from peers import TOLERANCE, apart, changed, parity, sharpened
+from published import spec_of
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3MoeModel
 
 import transom
 from transom.errors import SpecError
 from transom.interop import import_checkpoint
-from transom.interop.config import laid_over
 from transom.registry.spec import load_spec
 
 OPTIONS: dict[str, Any] = SIZES | {
@@ -32,12 +32,9 @@ def made(**options: Any) -> Any:
     return sharpened(Qwen3MoeForCausalLM(Qwen3MoeConfig(**OPTIONS | options)))
 
 
-def spec_of(options: dict[str, Any]) -> Any:
-    """Return the spec of a config alone."""
-    settings = load_spec("qwen3_moe").hf.config  # type: ignore[union-attr]
-    assert settings is not None
-    config = json.loads(Qwen3MoeConfig(**options, architectures=["Qwen3MoeForCausalLM"]).to_json_string())
-    return load_spec("qwen3_moe", laid=laid_over(config, "config.json", settings))
+def config(options: dict[str, Any]) -> Any:
+    """Return what the peer writes as config.json."""
+    return json.loads(Qwen3MoeConfig(**options, architectures=["Qwen3MoeForCausalLM"]).to_json_string())
 
 
 def test_qwen3_moe_computes_the_same_and_goes_back(tmp_path: Path) -> None:
@@ -93,7 +90,7 @@ def test_a_graph_of_it_agrees(tmp_path: Path) -> None:
 )
 def test_which_layers_have_experts(step: int, dense: list[int] | None, wanted: str) -> None:
     options = OPTIONS | {"num_hidden_layers": 6, "decoder_sparse_step": step, "mlp_only_layers": dense}
-    layers = spec_of(options).model.stacks["decoder"].layers
+    layers = spec_of(config(options), "config.json").model.stacks["decoder"].layers
     kinds = [layer.feedforward.name for layer in layers]
     widths = [layer.feedforward.config.d_ff for layer in layers]
     assert "".join({"glu": "D", "experts": "S"}[kind] for kind in kinds) == wanted
@@ -106,7 +103,7 @@ def test_layers_that_make_no_sense_are_refused() -> None:
         ({"decoder_sparse_step": 0}, "decoder_sparse_step: should be a whole number, 1 or more, not 0"),
     ):
         with pytest.raises(SpecError, match=said):
-            spec_of(OPTIONS | options)
+            spec_of(config(OPTIONS | options), "config.json")
 
 
 @pytest.mark.parametrize(
