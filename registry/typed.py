@@ -121,7 +121,7 @@ class FieldSettings:
     comes; item -> what that layer changes in `layer`, or its name in `layers`. `first`: a number; the name of what the
     first so many layers are. `every`: a number N; of what each Nth layer is. `listed`: a list of layers, from 0; of
     what these are. `others`: of what the rest are. `count`: the field that says how many layers there are; a default of
-    `each` with fewer items begins again.
+    `each` with fewer items begins again, and with `again` any list does, and is cut where it has more.
     """
 
     to: tuple[str, ...] | str = ()
@@ -134,6 +134,7 @@ class FieldSettings:
     listed: str | None = None
     others: str | None = None
     count: str | None = None
+    again: bool = False
     when: Mapping[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -148,6 +149,8 @@ class FieldSettings:
             raise ValueError(f"{rules[0]}: goes to the layers, not to an option, and needs `count`, their number")
         if self.others and (self.each or not rules):
             raise ValueError("others: are those that `first`, `every` or `listed` does not choose")
+        if self.again and not self.each:
+            raise ValueError("again: is for a list with an item a layer: give `each`")
         object.__setattr__(self, "to", (self.to,) if isinstance(self.to, str) else self.to)
 
     @property

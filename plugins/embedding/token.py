@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -24,7 +25,8 @@ class TokenEmbedding(Embedding):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """vocab_size: rows of the table. scale: what vectors are multiplied by (sqrt_d_model: Vaswani et al. 2017).
+        """vocab_size: rows of the table. scale: what vectors are multiplied by (sqrt_d_model: Vaswani et al. 2017;
+        bf16_sqrt_d_model: the same in eight bits, whatever the weights' dtype, as Botev et al. 2024 trained).
 
         Where the head is tied, the table starts small, for small logits: `sqrt_d_model` keeps the vectors from drowning
         in what the first layers add to them.
@@ -37,7 +39,7 @@ class TokenEmbedding(Embedding):
         """
 
         vocab_size: int
-        scale: float | Literal["sqrt_d_model"] = 1.0
+        scale: float | Literal["sqrt_d_model", "bf16_sqrt_d_model"] = 1.0
         n_types: int = 0
         norm: Annotated[Part | None, "norm"] = None
         dropout: float = 0.0
@@ -63,7 +65,7 @@ class TokenEmbedding(Embedding):
         super().__init__(config, site)
         narrow = config.width or site.d_model
         self.vocab_size = config.vocab_size
-        self.scale = site.d_model**0.5 if config.scale == "sqrt_d_model" else config.scale
+        self.scale = _scale(config.scale, site.d_model)
         self.source = None if lender is None else Borrowed(lender)
         self.weight = nn.Parameter(torch.empty(config.vocab_size, narrow)) if lender is None else None
         self.types = nn.Parameter(torch.empty(config.n_types, narrow)) if config.n_types else None
@@ -133,3 +135,13 @@ class TokenEmbedding(Embedding):
         """Lend the table alone: types, norm and map are each stack's own."""
         own = (self.types, self.project, self.norm)
         return Borrowed(self) if all(part is None for part in own) else TokenEmbedding(self.config, site, self)
+
+
+def _scale(named: float | str, d_model: int) -> float:
+    """Return what vectors of a width are multiplied by."""
+    if isinstance(named, float | int):
+        return named
+    root = d_model**0.5
+    # In Python alone: under a meta device a tensor would have no value.
+    mantissa, exponent = math.frexp(root)
+    return root if named == "sqrt_d_model" else math.ldexp(round(mantissa * 256), exponent - 8)
