@@ -7,12 +7,14 @@ from __future__ import annotations
 from ..core import component
 from .attention.conv import ConvAttention
 from .attention.full import FullAttention
+from .attention.gated_delta import GatedDeltaAttention
 from .attention.gru import GruAttention
 from .attention.linear import LinearAttention
 from .attention.local import LocalAttention
 from .attention.lstm import LstmAttention
 from .attention.rnn import RnnAttention
 from .attention.sparse import SparseAttention
+from .attention.state_space import StateSpaceAttention
 from .data.labelled import LabelledData
 from .data.pairs import PairsData
 from .data.text import TextData
