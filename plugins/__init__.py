@@ -8,6 +8,7 @@ from ..core import component
 from .attention.big_bird import BigBirdAttention
 from .attention.conv import ConvAttention
 from .attention.full import FullAttention
+from .attention.gated_delta import GatedDeltaAttention
 from .attention.gru import GruAttention
 from .attention.latent import LatentAttention
 from .attention.linear import LinearAttention
@@ -17,6 +18,7 @@ from .attention.rg_lru import RgLruAttention
 from .attention.rnn import RnnAttention
 from .attention.rwkv import RwkvAttention
 from .attention.sparse import SparseAttention
+from .attention.state_space import StateSpaceAttention
 from .data.labelled import LabelledData
 from .data.pairs import PairsData
 from .data.text import TextData
