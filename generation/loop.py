@@ -96,6 +96,7 @@ def generate(
         seen[row, prompt] = True
     ids, mask = _pad(given)
     state, step = stepper.start(len(rows)), 0
+    edges = getattr(stepper, "edges", ())  # a stepper may have lengths beyond which all rows are read anew
     while live := [index for index, row in enumerate(rows) if row.ended is None]:
         logits, state = stepper.step(ids, mask, state)
         uniform = np.array([rows[index].random.random() for index in live])
@@ -106,6 +107,9 @@ def generate(
             rows[index].take(token)
             if rows[index].ended is None:
                 column[index] = [token]
+        if any(new and len(prompt) + len(row.ids) - 1 in edges for new, prompt, row in zip(column, given, rows, strict=True)):
+            state = stepper.start(len(rows))
+            column = [prompt + row.ids if new else [] for new, prompt, row in zip(column, given, rows, strict=True)]
         ids, mask = _pad(column)
         step += 1
     return [row.result() for row in rows]

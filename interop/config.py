@@ -111,9 +111,10 @@ class _Reader:
                 yield from self._fields(node, f"{name}.")
 
     def _is(self, name: str, wanted: Node) -> bool:
-        """Say whether a field, or its default where the file leaves it out, has a value."""
+        """Say whether a field, or its default where the file leaves it out, has a value, or one of several."""
         node = self.given.get(name) or self.settings.defaults.get(name)
-        return node is not None and node.plain() == wanted.plain()
+        allowed = [item.plain() for item in (wanted.value if isinstance(wanted.value, tuple) else (wanted,))]
+        return node is not None and node.plain() in allowed
 
     def _apply(self, name: str, reading: FieldSettings, node: Node) -> None:
         """Lay over what one field comes to."""

@@ -102,7 +102,8 @@ class FieldSettings:
     `each`: the field is a list with an item a layer, or with groups of items and how often each comes; item -> what
     that layer changes in `layer`. `count`: the field that says how many layers there are; a default of fewer items
     begins again. `counted`: whether what goes to the options is how many items the field has. `when`: other fields ->
-    what each must be for this one to be read at all.
+    what each must be, or one of what, for this one to
+    be read at all.
     """
 
     to: tuple[str, ...] | str = ()
