@@ -26,7 +26,8 @@ class Block(nn.Module):
     + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `residual`: whether what a
     sublayer adds is added to x as it is `before` the norm in front of it, or `after` it: norm(x) + f(norm(x)), as BLOOM
     may (Le Scao et al. 2022). `norms`: name of a sublayer -> its norm (`after_` of it for the second of a sandwich); a
-    missing norm is no norm. `positions`: encodings of this layer alone; None for the stack's.
+    missing norm is no norm. `positions`: encodings of this layer alone; None for the stack's. `halvings`: how often x
+    was halved on its way here, so that what is added must be. `halves`: whether x is halved once more behind this layer.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class Block(nn.Module):
         residual: Residual = "before",
         positions: Sequence[Position] | None = None,
         dropout: float = 0.0,
+        halvings: int = 0,
+        halves: bool = False,
     ) -> None:
         super().__init__()
         self.placement = placement
@@ -48,6 +51,8 @@ class Block(nn.Module):
             self.add_module(f"{name}_norm", norm)
         self.positions = None if positions is None else nn.ModuleList(positions)
         self.dropout = dropout
+        self.share = 0.5**halvings
+        self.halves = halves
         self._parallel = placement in ("parallel", "parallel_norms")
         self._after = residual == "after"
         # By sublayer, the norms before it, after it, and after its residual. Read by name from what is registered: a
@@ -88,12 +93,14 @@ class Block(nn.Module):
                 kept[name] = memories
             if after is not None:
                 y = modules[after](y)
+            if self.share != 1.0:
+                y = y * self.share
             if self.dropout:
                 y = F.dropout(y, self.dropout, self.training)
             x = x + y
             if outer is not None:
                 x = modules[outer](x)
-        return x, kept
+        return x * 0.5 if self.halves else x, kept
 
 
 def _around(placement: Placement, name: str) -> tuple[str | None, str | None, str | None]:

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
 from .component import Component, Site
-
-
-@dataclass(frozen=True)
-class Input:
-    """Declare one tensor that a model takes: its dimensions (names where they vary) and its dtype.
-
-    `high`: values of an int64 input are below it. `optional`: a call may leave it out, and means zeros.
-    """
-
-    dims: tuple[str | int, ...]
-    dtype: Literal["int64", "float"]
-    high: int = 0
-    optional: bool = False
-
+from .inputs import Input
 
 _Input = Input  # under another name: the class below takes this one for its own attribute
 

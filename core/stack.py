@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -12,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import InputError
 from .attention import is_exporting
 from .block import Block
-from .component import Site
+from .component import Component, Site
 from .context import Context
-from .embedding import Borrowed, Embedding, Input
+from .embedding import Borrowed, Embedding
+from .inputs import Input
 from .norm import Norm
 from .position import Position, add_positions
 from .state import PAST, Declared, Memories, Remembered, State
@@ -46,6 +48,8 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
         self.checkpoint_activations = False
+        parts: list[Component] = [*positions, *own, *(part for block in blocks for part in block.sublayers().values())]
+        self._marks = {name: put for part in parts for name, put in part.reads().items()}
         # By layer and sublayer; a sublayer that declares nothing is left out, and handed no state.
         self._state_names = [
             {
@@ -65,9 +69,13 @@ class Stack(nn.Module):
 
     # -- what it takes and remembers ----------------------------------------------------------------------------------
 
+    def feeds(self) -> dict[str, Input]:
+        """Declare the raw inputs that are read: by the embedding, by layers and by positions."""
+        return {**self._marks, **self.embedding.inputs()}
+
     def inputs(self) -> dict[str, Input]:
-        """Declare the raw inputs: the embedding's, and the mask of its columns where it reads text."""
-        inputs = dict(self.embedding.inputs())
+        """Declare the raw inputs: all that is read, and the mask of the columns where they are text."""
+        inputs = self.feeds()
         if self.embedding.maskable:
             inputs["attention_mask"] = Input(("batch", "sequence"), "int64", high=2)
         return inputs
@@ -87,6 +95,11 @@ class Stack(nn.Module):
         if any(rule.grows == "append" for rule in layers.values()):
             # Position of each past column, -1 at padding: who is visible follows from it.
             own["pos"] = Remembered(("batch", PAST), "append", "int64", fill=-1)
+            own |= {mark_name(name): Remembered(("batch", PAST), "append", "int64") for name in self._marks}
+        if self._marks and self.site.causal and any(rule.grows == "ring" for rule in layers.values()):
+            raise ValueError(
+                f"a layer that keeps its newest tokens in a ring does not keep their {', '.join(self._marks)}"
+            )
         if any("cross_attention" in block.names for block in self.blocks):
             own["memory_mask"] = Remembered(("batch", "memory"), "static", "int64")
         return own | layers
@@ -144,15 +157,21 @@ class Stack(nn.Module):
         Raises:
             InputError: shapes that do not fit, too many tokens, documents together with a state.
         """
+        marks = {name: inputs[name] for name in self._marks if name in inputs}
+        if marks:
+            own = self.embedding.inputs()
+            inputs = {name: tensor for name, tensor in inputs.items() if name in own}
         x = self.embedding(**inputs)
         mask = self._check(x, attention_mask, document_ids, state)
         packing = None if mask is None else Packing.of(mask)
         tokens = self._tokens(x, packing, document_ids, state)
+        if marks:
+            tokens = replace(tokens, marks=marks if packing is None else {n: packing.pack(m) for n, m in marks.items()})
         if packing is not None:
             x = packing.pack(x)
         x = self.embedding.finish(add_positions(x, self._positions, tokens))
         context = Context(
-            tokens, self.site.causal, _past(state), None if state is None else state.seen,
+            tokens, self.site.causal, self._past(state), None if state is None else state.seen,
             positions=self._positions, weights=weights,
         )  # fmt: skip
         x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
@@ -198,6 +217,13 @@ class Stack(nn.Module):
         column = torch.arange(x.shape[1], device=x.device)
         return Tokens(column.unsqueeze(0) if state is None else column + state.seen.unsqueeze(1), valid)
 
+    def _past(self, state: State | None) -> Tokens | None:
+        if state is None or not self._appends:
+            return None
+        pos = state.tensors["pos"]
+        marks = {name: state.tensors[mark_name(name)] for name in self._marks}
+        return Tokens(pos, pos >= 0 if state.padded or is_exporting() else None, marks=marks)
+
     def _cross(self, context: Context, state: State | None, memory: Tensor | None, mask: Tensor | None) -> Context:
         if state is not None and "memory_mask" in state.tensors:
             kept = state.tensors["memory_mask"]
@@ -217,6 +243,9 @@ class Stack(nn.Module):
         if self._appends:
             pos = tokens.pos if tokens.valid is None else tokens.pos.masked_fill(~tokens.valid, -1)
             tensors["pos"] = torch.cat([state.tensors["pos"], pos], dim=1)
+            for name in self._marks:
+                mark = tokens.marks.get(name, torch.zeros_like(pos))
+                tensors[mark_name(name)] = torch.cat([state.tensors[mark_name(name)], mark], dim=1)
         columns = state.columns + tokens.pos.shape[1]
         return State(tensors, columns, state.padded if mask is None else columns, state.cropper)
 
@@ -279,11 +308,9 @@ class Stack(nn.Module):
                 )
 
 
-def _past(state: State | None) -> Tokens | None:
-    if state is None or "pos" not in state.tensors:
-        return None
-    pos = state.tensors["pos"]
-    return Tokens(pos, pos >= 0) if state.padded or is_exporting() else Tokens(pos)
+def mark_name(name: str) -> str:
+    """Return what a state calls the marks of past tokens that an input gave."""
+    return f"marks.{name}"
 
 
 def _memory_tokens(memory: Tensor, mask: Tensor | None) -> Tokens:

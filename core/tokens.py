@@ -6,7 +6,7 @@ the rule into what its kernel wants.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -23,11 +23,14 @@ class Tokens:
     `pos` (B or 1, T) int64: position within the token's document, real tokens counted from 0.
     `valid` (B, T) bool: False at padding; None when there is none.
     `doc` (B, T) int64: the document of a packed row; None when a row is one document.
+    `marks` (B, T) int64: what layers and positions read of each token besides, by the name of the input; one that a
+    call leaves out is not there, and means zeros.
     """
 
     pos: Tensor
     valid: Tensor | None = None
     doc: Tensor | None = None
+    marks: Mapping[str, Tensor] = field(default_factory=dict)
     _made: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, columns: slice) -> Tokens:
@@ -40,6 +43,7 @@ class Tokens:
             move(self.pos),
             None if self.valid is None else move(self.valid),
             None if self.doc is None else move(self.doc),
+            {name: move(mark) for name, mark in self.marks.items()},
         )
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
@@ -52,6 +56,12 @@ class Tokens:
         return self._made[key]  # type: ignore[return-value]
 
     @property
+    def rows(self) -> int:
+        """Return how many rows there are to tell apart: 1 where all stand alike."""
+        there = (t for t in (self.pos, self.valid, self.doc, *self.marks.values()) if t is not None)
+        return next((t.shape[0] for t in there if t.shape[0] != 1), 1)  # 0 where a batch is empty
+
+    @property
     def plain(self) -> bool:
         """Say that each row is one document without padding, so that column order is all there is to know."""
         return self.valid is None and self.doc is None
@@ -61,11 +71,15 @@ def join(past: Tokens, new: Tokens) -> Tokens:
     """Return the tokens of two stretches as one, the past first; `doc` is dropped (state and documents never meet)."""
     batch = new.pos.shape[0] if past.pos.shape[0] == 1 else past.pos.shape[0]
     pos = torch.cat([past.pos.expand(batch, -1), new.pos.expand(batch, -1)], dim=1)
+    marks = {}
+    for name in {**past.marks, **new.marks}:
+        both = (t.marks.get(name, torch.zeros_like(t.pos)).expand(batch, -1) for t in (past, new))
+        marks[name] = torch.cat(list(both), dim=1)
     if past.valid is None and new.valid is None:
-        return Tokens(pos)
+        return Tokens(pos, marks=marks)
     valid = [torch.ones_like(t.pos, dtype=torch.bool).expand(batch, -1) if t.valid is None else t.valid
              for t in (past, new)]  # fmt: skip
-    return Tokens(pos, torch.cat(valid, dim=1))
+    return Tokens(pos, torch.cat(valid, dim=1), marks=marks)
 
 
 def visible(q: Tokens, k: Tokens, *, causal: bool) -> Tensor:

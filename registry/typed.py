@@ -18,6 +18,8 @@ PREFIX = "{prefix}"
 """What stands for the prefix of a checkpoint's names in the place of a module."""
 MAYBE = "?"
 """What ends the name of something that a model may not have."""
+LAYERS = "layers"
+"""What a path to an option of a kind of layers begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +47,25 @@ class LayerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StackSpec:
-    """Say what one stack is made of: what it embeds, its positions, its blocks in order and its last norm."""
+    """Say what one stack is made of: what it embeds, its positions, its blocks in order and its last norm.
+
+    `halve_every`: after how many layers the vectors are halved, again and again, so that they fit into fp16 at any
+    depth; 0 or less for never. Norms see to it that the model stays the same, but for their eps.
+    """
 
     embedding: Annotated[Part | None, "embedding"]
     position: Annotated[tuple[Part, ...], "position"]
     layers: tuple[LayerSpec, ...]
     norm: Annotated[Part | None, "norm"]
+    halve_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.halve_every > 0 and any(layer.placement == "post" for layer in self.layers):
+            raise ValueError("halve_every: norms after the residual (placement post) undo it; leave it out")
+
+    def halvings(self, layer: int) -> int:
+        """Return how often the vectors are halved before a layer, counted from 0."""
+        return layer // self.halve_every if self.halve_every > 0 else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +114,14 @@ class FieldSettings:
 
     `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
     they differ; others are refused. `cases`: their value -> a piece of a spec that is laid over this one instead.
-    `each`: the field is a list with an item a layer, or with groups of items and how often each comes; item -> what
-    that layer changes in `layer`. `count`: the field that says how many layers there are; a default of fewer items
-    begins again. `counted`: whether what goes to the options is how many items the field has. `when`: other fields ->
-    what each must be, or one of what, for this one to
-    be read at all.
+    `counted`: whether what goes to the options is how many items the field has. `when`: other fields -> what each must
+    be, or one of what, for this one to be read at all.
+
+    Fields that say which layers differ. `each`: a list with an item a layer, or with groups of items and how often each
+    comes; item -> what that layer changes in `layer`, or its name in `layers`. `first`: a number; the name of what the
+    first so many layers are. `every`: a number N; of what each Nth layer is. `listed`: a list of layers, from 0; of
+    what these are. `others`: of what the rest are. `count`: the field that says how many layers there are; a default of
+    `each` with fewer items begins again.
     """
 
     to: tuple[str, ...] | str = ()
@@ -111,17 +129,38 @@ class FieldSettings:
     values: Mapping[str, Node] = field(default_factory=dict)
     cases: Mapping[str, Node] = field(default_factory=dict)
     each: Mapping[str, Node] = field(default_factory=dict)
+    first: str | None = None
+    every: str | None = None
+    listed: str | None = None
+    others: str | None = None
     count: str | None = None
     when: Mapping[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        rules = [name for name in ("each", "first", "every", "listed") if getattr(self, name)]
+        if len(rules) > 1:
+            raise ValueError(f"{rules[1]}: a field says in one way which layers differ, and this one has {rules[0]}")
         if self.values and not self.to:
             raise ValueError("values: need an option to go to: give `to`")
         if self.counted and (self.values or not self.to):
             raise ValueError("counted: a number goes to an option as it is: give `to`, and no `values`")
-        if self.each and (self.to or self.count is None):
-            raise ValueError("each: goes to the layers, not to an option, and needs `count`, their number")
+        if rules and (self.to or self.count is None):
+            raise ValueError(f"{rules[0]}: goes to the layers, not to an option, and needs `count`, their number")
+        if self.others and (self.each or not rules):
+            raise ValueError("others: are those that `first`, `every` or `listed` does not choose")
         object.__setattr__(self, "to", (self.to,) if isinstance(self.to, str) else self.to)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the field says which layers differ."""
+        return bool(self.each or self.first or self.every or self.listed)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of layers that it names."""
+        named = {piece.value for piece in self.each.values() if isinstance(piece.value, str)}
+        named |= {to.split(".")[1] for to in self.to if to.startswith(f"{LAYERS}.")}
+        return named | {name for name in (self.first, self.every, self.listed, self.others) if name}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +169,18 @@ class ConfigSettings:
 
     `type`: its `model_type`. `start`: a piece of a spec that is laid over this one before all else. `architectures`:
     those that there are, or patterns of them, the first where the file names none -> the piece of a spec that each lays
-    over this one, patterns first. `fields`: field -> the option that its value goes to,
-    several, or a map with more; in order, a later one wins; `a.b` is field b of the map a. `defaults`: what fields are
-    that the file leaves out; within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of
-    fields that change nothing. `renamed`: an older name -> the name that it is read by.
+    over this one, patterns first. `fields`: field -> the option that its value goes to, several, or a map with more; in
+    order, a later one wins; `a.b` is field b of the map a; null for a field that another spec read, and that there is
+    not. `layers`: name -> what layers of this kind change in `layer`; fields choose them by it, and a value goes to
+    `layers.NAME.OPTION`. `defaults`: what fields are that the file leaves out; within maps any may be. `same`: fields
+    that must be as given. `ignored`: glob patterns of fields that change nothing. `renamed`: an older name -> the name
+    that it is read by.
     """
 
     type: str
     architectures: Mapping[str, Node]
-    fields: Mapping[str, FieldSettings | tuple[str, ...] | str]
+    fields: Mapping[str, FieldSettings | tuple[str, ...] | str | None]
+    layers: Mapping[str, Node] = field(default_factory=dict)
     defaults: Mapping[str, Node] = field(default_factory=dict)
     same: Mapping[str, Node] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
@@ -149,13 +191,16 @@ class ConfigSettings:
         whole = {
             name: item if isinstance(item, FieldSettings) else FieldSettings(to=item)
             for name, item in self.fields.items()
+            if item is not None
         }
-        if odd := sorted(self.defaults.keys() - whole.keys()):
+        if odd := sorted(self.defaults.keys() - self.fields.keys()):
             raise ValueError(f"defaults: '{odd[0]}' is none of `fields`")
         if odd := sorted({other for item in whole.values() for other in item.when} - whole.keys()):
             raise ValueError(f"fields: '{odd[0]}' of a `when` is none of `fields`")
         if odd := sorted(self.same.keys() & whole.keys()):
             raise ValueError(f"same: '{odd[0]}' is one of `fields` too")
+        if odd := sorted({kind for item in whole.values() for kind in item.kinds} - self.layers.keys()):
+            raise ValueError(f"fields: '{odd[0]}' is none of `layers`")
         object.__setattr__(self, "fields", whole)
 
     @property

@@ -36,7 +36,8 @@ class WrittenStack:
     """A stack of blocks.
 
     `embedding`: what turns its input to vectors. `position`: how order enters, one or several. `layer`: what every
-    block starts from. `layers`: groups of blocks, in order. `norm`: after the last block.
+    block starts from. `layers`: groups of blocks, in order. `norm`: after the last block. `halve_every`: after how many
+    layers the vectors are halved, again and again, so that they fit into fp16 at any depth; 0 for never.
     """
 
     embedding: Annotated[Part | None, "embedding"]
@@ -44,6 +45,7 @@ class WrittenStack:
     layer: LayerSpec
     layers: tuple[Group, ...]
     norm: Annotated[Part | None, "norm"]
+    halve_every: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.context import Context
 from ...core.heads import HeadsConfig
+from ...core.position import in_each_row
 from ...core.ring import ring_in_order, ring_tokens, ring_write
 from ...core.softmax import softmax_attention, softmax_reference
 from ...core.state import Declared, Memories, Remembered
@@ -154,7 +155,7 @@ class LocalAttention(Mechanism):
         bias = context.score(q_tokens, k_tokens, q, k)
         if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
             mask = mask.repeat(batch, 1, 1)
-            bias = None if bias is None else bias.repeat(batch, 1, 1, 1)
+            bias = None if bias is None else in_each_row(bias, q.shape[0])
         y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias, cap=self.config.soft_cap)
         return y.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length], after
 
@@ -162,7 +163,7 @@ class LocalAttention(Mechanism):
         """Return the tokens of each block's queries and keys, (B * blocks, size); (blocks, size) where rows agree."""
         window, length = self.config.window, tokens.pos.shape[1]
         end, right = blocks * window - length, 0 if self.site.causal else window
-        rows = next(t for t in (tokens.valid, tokens.doc, tokens.pos) if t is not None).shape[0]
+        rows = tokens.rows
         tokens = tokens.map(lambda t: t.expand(rows, -1))
         first = tokens.pos[:, :1] if seen is not None else torch.zeros_like(tokens.pos[:, :1])
         before = first + torch.arange(-window, 0, device=first.device)
@@ -171,6 +172,7 @@ class LocalAttention(Mechanism):
             F.pad(torch.cat([before, tokens.pos], dim=1), (0, end + right)),
             F.pad(torch.cat([before >= 0, real], dim=1), (0, end + right)),
             None if tokens.doc is None else F.pad(tokens.doc, (window, end + right), value=-1),
+            {name: F.pad(mark, (window, end + right)) for name, mark in tokens.marks.items()},
         )
         queries = tokens.map(lambda t: F.pad(t, (0, end)))
         return (

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.component import Part, Site
-from ...core.embedding import Borrowed, Embedding, Input
+from ...core.embedding import Borrowed, Embedding
+from ...core.inputs import Input
 from ...core.linear import Linear
 
 

@@ -44,7 +44,9 @@ def test_a_graph_of_it_agrees(tmp_path: Path) -> None:
 def test_a_residual_after_the_norm_needs_one(tmp_path: Path) -> None:
     """It is an option of any spec; where no one norm stands before a sublayer, it is refused with the reason."""
     for placement in ("pre", "sandwich", "parallel"):
-        transom.compose(transom.load_spec("tiny_gpt", ["model.layer.residual=after", f"model.layer.placement={placement}"]))
+        transom.compose(
+            transom.load_spec("tiny_gpt", ["model.layer.residual=after", f"model.layer.placement={placement}"])
+        )
     with pytest.raises(SpecError, match=r"residual: there is none after the norm where placement is post: no norm"):
         transom.load_spec("tiny_gpt", ["model.layer.residual=after", "model.layer.placement=post"])
 

@@ -17,7 +17,9 @@ from transom.interop import family_spec
 
 
 def gpt(**more: Any) -> Any:
-    config = OpenAIGPTConfig(vocab_size=83, n_positions=31, n_embd=36, n_layer=2, n_head=4, layer_norm_epsilon=0.1, **more)
+    config = OpenAIGPTConfig(
+        vocab_size=83, n_positions=31, n_embd=36, n_layer=2, n_head=4, layer_norm_epsilon=0.1, **more
+    )
     return sharpened(OpenAIGPTLMHeadModel(config))
 
 
