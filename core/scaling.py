@@ -49,9 +49,9 @@ class Scaling:
     given, make the magnitude of yarn (0.1 mscale ln factor + 1) / (0.1 mscale_all_dim ln factor + 1), for an attention
     that stretches all scores.
 
-    short, long: longrope's factors, one a pair. A text of up to `trained` tokens is turned by the short ones, all of it,
-    and a longer one by the long ones. So what a state keeps of a text can't serve beyond `trained` tokens, if it was
-    begun before: the text is read anew there.
+    short, long: longrope's factors, one a pair. A text of up to `trained` tokens is turned by the short ones, all of
+    it, and a longer one by the long ones. So what a state keeps of a text can't serve beyond `trained` tokens, if it
+    was begun before: the text is read anew there.
     """
 
     kind: Literal["linear", "llama3", "yarn", "longrope"]

@@ -290,7 +290,6 @@ class Stack(nn.Module):
             which = "max_seq_len =" if most == self.site.max_seq_len else "what its positions have places for:"
             raise InputError(f"{longest} tokens in a row; this model takes at most {which} {most}")
 
-
     def _check_edges(self, length: int, mask: Tensor | None, state: State) -> None:
         """Refuse a state that was begun before a length beyond which it can't be used."""
         for edge in self.edges:

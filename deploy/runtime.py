@@ -138,7 +138,7 @@ class Runtime:
         for edge in self.edges:
             if ((state.seen > 0) & (state.seen <= edge) & (seen > edge)).any():
                 raise InputError(
-                    f"a state of a row of at most {edge} tokens can't go on beyond them; begin anew with all of its tokens"
+                    f"a state of a row of at most {edge} tokens can't go on beyond them; begin anew with all its tokens"
                 )
         given = {name: mask if is_mask(name) else input_ids for name in self._inputs(self._step)}
         session = self._sessions[self._step]

@@ -20,7 +20,13 @@ LLAMA = {
 }  # fmt: skip
 GPT = {"n_positions": 31, "n_embd": 36, "n_layer": 2, "n_head": 4}
 PHI = LLAMA | {"hidden_size": 60}
-OPT = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 50, "max_position_embeddings": 31}
+OPT = {
+    "hidden_size": 36,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 50,
+    "max_position_embeddings": 31,
+}
 NEO = {
     "max_position_embeddings": 31, "hidden_size": 36, "num_layers": 3, "num_heads": 4, "window_size": 7,
     "attention_types": [[["global", "local", "local"], 1]],

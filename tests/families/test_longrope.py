@@ -134,5 +134,6 @@ def test_older_names_and_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SpecError, match="2 factors for the 3 pairs that turn"):
         transom.compose(family_spec(tmp_path))
+    linear = ["model.position.scaling.kind=linear", "model.position.scaling.factor=2.0"]
     with pytest.raises(SpecError, match="short: longrope needs it, and no other kind has it"):
-        family_spec(tmp_path, ["model.position.scaling={kind: linear, factor: 2.0}", "model.position.scaling.short=[1.0]"])
+        family_spec(tmp_path, linear)
