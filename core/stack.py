@@ -45,6 +45,7 @@ class Stack(nn.Module):
         own = [position for block in blocks if block.positions is not None for position in block.own_positions]
         self.all_positions = (*positions, *own)
         self._most = min([site.max_seq_len, *(position.most() for position in self.all_positions)])
+        self.edges = sorted({edge for position in self.all_positions for edge in position.edges()})
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
         self.checkpoint_activations = False
@@ -308,6 +309,8 @@ class Stack(nn.Module):
                     )
                 mask = mask[:, past:]
         self._check_length(length, mask, state)
+        if state is not None and state.columns and self.edges:
+            self._check_edges(length, mask, state)
         return mask
 
     def _check_order(self, order: Tensor, mask: Tensor | None, x: Tensor) -> None:
@@ -327,6 +330,22 @@ class Stack(nn.Module):
         if longest > most:
             which = "max_seq_len =" if most == self.site.max_seq_len else "what its positions have places for:"
             raise InputError(f"{longest} tokens in a row; this model takes at most {which} {most}")
+
+    def _check_edges(self, length: int, mask: Tensor | None, state: State) -> None:
+        """Refuse a state that was begun before a length beyond which it can't be used."""
+        for edge in self.edges:
+            if state.columns + length <= edge:
+                continue
+            if mask is None and not state.padded:
+                crossed = state.columns <= edge
+            else:  # columns may be padding
+                total = state.seen + (length if mask is None else mask.bool().sum(1))
+                crossed = bool(((state.seen > 0) & (state.seen <= edge) & (total > edge)).any())
+            if crossed:
+                raise InputError(
+                    f"a state of a row of at most {edge} tokens can't go on beyond them: positions turn otherwise in "
+                    "longer rows; begin anew with all of the row's tokens"
+                )
 
 
 def mark_name(name: str) -> str:

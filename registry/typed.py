@@ -115,7 +115,7 @@ class FieldSettings:
     `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
     they differ; others are refused. `cases`: their value -> a piece of a spec that is laid over this one instead.
     `counted`: whether what goes to the options is how many items the field has. `when`: other fields -> what each must
-    be for this one to be read at all.
+    be, or one of what, for this one to be read at all.
 
     Fields that say which layers differ. `each`: a list with an item a layer, or with groups of items and how often each
     comes; item -> what that layer changes in `layer`, or its name in `layers`. `first`: a number; the name of what the
