@@ -15,7 +15,7 @@ from .state import Memories
 from .sublayer import Sublayer
 
 Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_norms"]
-PARTS = ("attention", "cross_attention", "feedforward")
+PARTS = ("attention", "cross_attention", "feedforward", "beside")
 
 
 class Block(nn.Module):
@@ -24,7 +24,8 @@ class Block(nn.Module):
     `placement`: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))); `parallel` x + f(norm(x))
     + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `norms`: name of a
     sublayer -> its norm (`after_` of it for the second of a sandwich); a missing norm is no norm. `positions`:
-    encodings of this layer alone; None for the stack's.
+    encodings of this layer alone; None for the stack's. The sublayer `beside` comes last, and reads what the first one
+    did: h + f(norm(x)), say, where h is what the others made of x.
     """
 
     def __init__(
@@ -70,10 +71,10 @@ class Block(nn.Module):
             x = add_positions(x, self.own_positions, contexts["attention"].tokens)
         kept: dict[str, Memories] = {}
         modules: Any = self._modules
-        # What sublayers that stand side by side all read: x as it was before any of them changed it.
+        # What sublayers that stand side by side read: x as it was before any of them changed it.
         start = modules["shared_norm"](x) if "shared_norm" in modules else x
         for name, (before, after, outer) in self._around:
-            source = start if self._parallel else x
+            source = start if self._parallel or name == "beside" else x
             y = source if before is None else modules[before](source)
             y, memories = modules[name](y, contexts[name], None if state is None else state.get(name))
             if memories is not None:

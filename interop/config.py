@@ -140,10 +140,15 @@ class _Reader:
         counted = self.config.items.get(str(reading.count))
         count = counted.value if counted and type(counted.value) is int else len(texts)
         assert isinstance(count, int)
-        if odd := [item for item, text in zip(items, texts, strict=True) if text not in reading.each]:
+        if reading.every is not None:
+            if type(node.value) is not int or node.value < 1:
+                self._note(node.mark, f"should be a whole number, at least 1, not {shown(node.plain())}")
+                return
+            texts = [reading.every[0], *[reading.every[1]] * (min(node.value, count) - 1)]
+        if odd := [item for item in items if _text(item) not in reading.each]:
             self._refuse(odd[0], reading.each)
             return
-        if node is self.settings.defaults.get(name):
+        if not items or node is self.settings.defaults.get(name):
             texts = list(islice(cycle(texts), max(count, 0)))
         if not texts or count != len(texts):
             self._note(node.mark, f"should be a list of {count}, as {reading.count} says, not of {len(texts)}")

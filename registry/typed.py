@@ -21,7 +21,9 @@ MAYBE = "?"
 class LayerSpec:
     """Say what one block is made of.
 
-    `position`: null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds.
+    `position`: null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds. `beside`:
+    what mixes tokens beside the rest: it reads what the layer reads, without positions, and adds to what the layer
+    gives. `unnormed`: sublayers that go without the norm before them.
     """
 
     placement: Literal["pre", "post", "sandwich", "parallel", "parallel_norms"] = "pre"
@@ -31,10 +33,16 @@ class LayerSpec:
     feedforward: Annotated[Part | None, "feedforward"]
     position: Annotated[tuple[Part, ...] | None, "position"] = None
     dropout: float = 0.0
+    beside: Annotated[Part | None, "attention"] = None
+    unnormed: tuple[Literal["attention", "cross_attention", "feedforward", "beside"], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: must be from 0 to below 1, not {self.dropout}")
+        if self.unnormed and self.placement not in ("pre", "sandwich", "parallel_norms"):
+            raise ValueError(f"unnormed: placement '{self.placement}' has no norm before each sublayer to leave out")
+        if lost := [name for name in self.unnormed if getattr(self, name) is None]:
+            raise ValueError(f"unnormed: there is no {lost[0]} in this layer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,9 @@ class FieldSettings:
     `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
     they differ; others are refused. `cases`: their value -> a piece of a spec that is laid over this one instead.
     `each`: the field is a list with an item a layer; item -> what that layer changes in `layer`. `count`: the field
-    that says how many layers there are; a default of fewer items begins again. `counted`: whether what goes to the
+    that says how many layers there are; a default of fewer items begins again. `every`: two of these items, where the
+    field is a number n instead: the first and each n-th layer after it are of the first, the others of the second.
+    `counted`: whether what goes to the
     options is how many items the field has.
     """
 
@@ -104,12 +114,15 @@ class FieldSettings:
     cases: Mapping[str, Node] = field(default_factory=dict)
     each: Mapping[str, Node] = field(default_factory=dict)
     count: str | None = None
+    every: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.values and not self.to:
             raise ValueError("values: need an option to go to: give `to`")
         if self.counted and (self.values or not self.to):
             raise ValueError("counted: a number goes to an option as it is: give `to`, and no `values`")
+        if self.every and not set(self.every) <= set(self.each):
+            raise ValueError("every: names two of the items of `each`")
         if self.each and (self.to or self.count is None):
             raise ValueError("each: goes to the layers, not to an option, and needs `count`, their number")
         object.__setattr__(self, "to", (self.to,) if isinstance(self.to, str) else self.to)

@@ -36,12 +36,14 @@ class WrittenStack:
     """A stack of blocks.
 
     `embedding`: what turns its input to vectors. `position`: how order enters, one or several. `layer`: what every
-    block starts from. `layers`: groups of blocks, in order. `norm`: after the last block.
+    block starts from. `first`: what the very first block changes in what it would be. `layers`: groups of blocks, in
+    order. `norm`: after the last block.
     """
 
     embedding: Annotated[Part | None, "embedding"]
     position: Annotated[tuple[Part, ...], "position"]
     layer: LayerSpec
+    first: LayerSpec | None = None
     layers: tuple[Group, ...]
     norm: Annotated[Part | None, "norm"]
 

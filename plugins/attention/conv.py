@@ -14,6 +14,7 @@ from ...core.component import Site
 from ...core.context import Context
 from ...core.linear import Linear
 from ...core.state import Declared, Memories, Remembered
+from ...core.taps import covered, reached
 from ...core.tokens import Tokens, visible
 
 
@@ -62,7 +63,7 @@ class ConvAttention(Mixer):
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
         """Return whose values reach whom: those that the kernel covers."""
         back = q.pos.unsqueeze(2) - k.pos.unsqueeze(1)
-        return visible(q, k, causal=self.site.causal) & (back <= self.before) & (back >= -self.after)
+        return visible(q, k, causal=self.site.causal) & covered(back, self.before, self.after)
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Mix with torch's convolution; rows of several documents, and those without tokens, tap by tap."""
@@ -92,13 +93,5 @@ class ConvAttention(Mixer):
     def _read(self, x: Tensor, context: Context, state: Memories | None) -> tuple[Tensor, Tensor, Memories | None]:
         """Return values with what the kernel reaches beyond both ends, gates, and the next state."""
         values, gate = self.up(x).chunk(2, dim=-1)
-        if context.tokens.valid is not None:
-            values = values.masked_fill(~context.tokens.valid.unsqueeze(-1), 0.0)
-        if state is None or not self.before:
-            return F.pad(values, (0, 0, self.before, self.after)), gate, state
-        values = torch.cat([state["values"], values], dim=1)
-        count = context.length
-        start = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64) if count is None else count
-        newest = start.unsqueeze(1) + torch.arange(self.before, device=x.device)
-        kept = values.gather(1, newest.unsqueeze(-1).expand(-1, -1, values.shape[2]))
-        return values, gate, {"values": kept}
+        values, kept = reached(values, self.before, self.after, context, state["values"] if state else None)
+        return values, gate, state if kept is None else {"values": kept}

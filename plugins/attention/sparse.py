@@ -218,7 +218,8 @@ class SparseAttention(Mechanism):
         bias = context.score(q_tokens, k_tokens, q, k)
         if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
             mask = mask.repeat(batch, 1, 1)
-            bias = None if bias is None else bias.repeat(batch, 1, 1, 1)
+        if bias is not None and bias.shape[0] != q.shape[0]:
+            bias = bias.repeat(batch, 1, 1, 1)
         y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias)
         mixed: Tensor = y.unflatten(0, (batch, blocks))
         return mixed.flatten(1, 2)[:, :length]
