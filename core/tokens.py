@@ -58,7 +58,8 @@ class Tokens:
     @property
     def rows(self) -> int:
         """Return how many rows there are to tell apart: 1 where all stand alike."""
-        return max(t.shape[0] for t in (self.pos, self.valid, self.doc, *self.marks.values()) if t is not None)
+        there = (t for t in (self.pos, self.valid, self.doc, *self.marks.values()) if t is not None)
+        return next((t.shape[0] for t in there if t.shape[0] != 1), 1)  # 0 where a batch is empty
 
     @property
     def plain(self) -> bool:

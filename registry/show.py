@@ -113,11 +113,11 @@ class _Tree:
         each = _count(size) if len(equal) == 1 else f"{len(equal)} x {size:,} = {_count(len(equal) * size)}"
         dropout = f"dropout {layer.dropout:g}" if layer.dropout else ""
         bare = f"no norm before {', '.join(layer.unnormed)}" if layer.unnormed else ""
+        residual = "residual after the norm" if layer.residual == "after" else ""
         title = "layer" if len(equal) == 1 else "layers"
         times = "" if len(equal) == 1 else f" ({len(equal)} x)"
-        return Branch(
-            f"{title} {_ranges(equal)}{times}", _join([layer.placement, bare, dropout, each]), tuple(children)
-        )
+        detail = _join([layer.placement, residual, bare, dropout, each])
+        return Branch(f"{title} {_ranges(equal)}{times}", detail, tuple(children))
 
     def attention(self, name: str, part: Part, sublayer: nn.Module, positions: Sequence[Part]) -> Iterator[str]:
         """Say which kernel an attention takes, why no faster one, and what it ignores."""

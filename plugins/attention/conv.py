@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.attention import Declaration, Mixer, is_exporting
+from ...core.attention import Declaration, Mixer
 from ...core.component import Site
 from ...core.context import Context
 from ...core.linear import Linear
+from ...core.short_conv import convolved, tapped, widened
 from ...core.state import Declared, Memories, Remembered
-from ...core.taps import covered, reached
 from ...core.tokens import Tokens, visible
 
 
@@ -63,28 +63,17 @@ class ConvAttention(Mixer):
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
         """Return whose values reach whom: those that the kernel covers."""
         back = q.pos.unsqueeze(2) - k.pos.unsqueeze(1)
-        return visible(q, k, causal=self.site.causal) & covered(back, self.before, self.after)
+        return visible(q, k, causal=self.site.causal) & (back <= self.before) & (back >= -self.after)
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Mix with torch's convolution; rows of several documents, and those without tokens, tap by tap."""
-        if context.tokens.doc is not None or (not is_exporting() and x.shape[1] == 0):
-            return self.reference(x, context, state)
-        values, gate, state = self._read(x, context, state)
-        mixed = F.conv1d(values.transpose(1, 2), self.weight.unsqueeze(1), groups=self.site.d_model).transpose(1, 2)
-        return self.out(mixed * F.silu(gate)), state
+        wide, gate, state = self._read(x, context, state)
+        return self.out(convolved(wide, self.weight, None, context, self.before) * F.silu(gate)), state
 
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Sum over the taps of the kernel."""
-        values, gate, state = self._read(x, context, state)
-        doc = context.tokens.doc
-        padded = None if doc is None else F.pad(doc, (self.before, self.after), value=-1)
-        mixed = torch.zeros_like(gate)
-        for tap in range(self.config.kernel):
-            here = values[:, tap : tap + x.shape[1]] * self.weight[:, tap]
-            if doc is not None and padded is not None:
-                here = here * (padded[:, tap : tap + x.shape[1]] == doc).unsqueeze(-1)
-            mixed = mixed + here
-        return self.out(mixed * F.silu(gate)), state
+        wide, gate, state = self._read(x, context, state)
+        return self.out(tapped(wide, self.weight, None, context, self.before) * F.silu(gate)), state
 
     def path(self, tokens: int) -> str:
         """Name the kernel."""
@@ -93,5 +82,6 @@ class ConvAttention(Mixer):
     def _read(self, x: Tensor, context: Context, state: Memories | None) -> tuple[Tensor, Tensor, Memories | None]:
         """Return values with what the kernel reaches beyond both ends, gates, and the next state."""
         values, gate = self.up(x).chunk(2, dim=-1)
-        values, kept = reached(values, self.before, self.after, context, state["values"] if state else None)
-        return values, gate, state if kept is None else {"values": kept}
+        near = None if state is None else state.get("values")
+        wide, kept = widened(values, context, near, self.before, self.after)
+        return wide, gate, state if kept is None else {"values": kept}

@@ -14,8 +14,8 @@ from ...core.attention import Declaration, Mixer, is_exporting
 from ...core.component import Site
 from ...core.context import Context
 from ...core.feedforward import Activation, activate
+from ...core.short_conv import widened
 from ...core.state import Declared, Memories, Remembered
-from ...core.taps import covered, reached
 from ...core.tokens import Tokens, visible
 
 
@@ -75,7 +75,7 @@ class ConvolutionAttention(Mixer):
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
         """Return whose values reach whom: those that the kernel covers."""
         back = q.pos.unsqueeze(2) - k.pos.unsqueeze(1)
-        return visible(q, k, causal=self.site.causal) & covered(back, self.before, self.after)
+        return visible(q, k, causal=self.site.causal) & (back <= self.before) & (back >= -self.after)
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Mix with torch's convolution; rows of several documents, and those without tokens, tap by tap."""
@@ -106,5 +106,6 @@ class ConvolutionAttention(Mixer):
 
     def _read(self, x: Tensor, context: Context, state: Memories | None) -> tuple[Tensor, Memories | None]:
         """Return what the kernel reads, with what it reaches beyond both ends, and the next state."""
-        values, kept = reached(x, self.before, self.after, context, state["values"] if state else None)
+        near = None if state is None else state.get("values")
+        values, kept = widened(x, context, near, self.before, self.after)
         return values, state if kept is None else {"values": kept}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...core.component import Part, Site
 from ...core.linear import Linear
-from ...core.position import Position, Served
+from ...core.position import Position, Served, in_each_row
 from ...core.tokens import Tokens
 
 
@@ -97,9 +97,7 @@ class DisentangledPosition(Position):
         table = self.weight if self.norm is None else self.norm(self.weight)
         heads, layer = q.shape[2], served.site.layer - self.site.layer
         rows = self._rows(q_tokens, k_tokens)
-        if rows.shape[0] not in (1, q.shape[0]):  # the blocks of all rows stand at the same positions
-            rows = rows.repeat(q.shape[0] // rows.shape[0], 1, 1)
-        rows = rows.unsqueeze(1).expand(q.shape[0], heads, -1, -1)
+        rows = in_each_row(rows, q.shape[0]).unsqueeze(1).expand(q.shape[0], heads, -1, -1)
         found: list[Tensor] = []
         if "c2p" in self.config.terms:
             keys = served.keys(table) if self.keys is None else self._turned(self.keys[layer], table)
