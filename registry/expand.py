@@ -155,8 +155,8 @@ def _layers(stack: Node, shapes: list[Shape], reading: Reading) -> Node:
             reading.note(group.mark, f"makes more than {MAX_LAYERS:,} layers")
             return node_of(BROKEN, groups.mark)
         layers += pattern * shape.repeat
-    if "first" in stack.items and stack.items["first"].value is not None:
-        layers[0] = record_of(LayerSpec).merge(layers[0], stack.items["first"], reading)
+    if (first := _first(stack, layers[0])) is not None:
+        layers[0] = record_of(LayerSpec).merge(layers[0], first, reading)
         shapes[:1] = _apart(shapes[0])
     _note_unused(layer, layers, "is taken by no layer: every pattern has its own", reading)
     return node_of(tuple(layers), groups.mark)
@@ -177,6 +177,16 @@ def _group(group: Node, layer: Node, reading: Reading) -> tuple[Shape, list[Node
     form = record_of(LayerSpec)
     entries = {id(entry): form.merge(layer, entry, reading) for entry in pattern.value}
     return Shape(times, len(pattern.value), True), [entries[id(entry)] for entry in pattern.value]
+
+
+def _first(stack: Node, layer: Node) -> Node | None:
+    """Return what the first layer of a stack changes in what it would be; None where that is nothing."""
+    first = stack.items.get("first")
+    if first is None or not isinstance(first.value, dict):
+        return None
+    # A part that is taken away where there is none would only tell the layer from its equals.
+    changes = {key: item for key, item in first.items.items() if item.value != NONE or key in layer.items}
+    return node_of(changes, first.mark, first.keys) if changes else None
 
 
 def _apart(shape: Shape) -> list[Shape]:
