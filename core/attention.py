@@ -123,7 +123,8 @@ class Mechanism(nn.Module, Attention, ABC):
         self.n_heads: int = config.n_heads
         self.n_kv_heads: int = config.n_kv_heads
         self.head_dim: int = config.head_dim
-        power: float = (config.head_dim if config.query_scalar is None else config.query_scalar) ** -0.5
+        width = config.head_dim if config.query_scalar is None else config.query_scalar
+        power: float = (width * config.terms) ** -0.5
         scale: float = power if config.scale is None else config.scale
         self.scale: float = scale / site.layer if config.depth_scale else scale
 

@@ -26,9 +26,10 @@ class HeadsConfig(Headed):
 
     n_heads: query heads. n_kv_heads: key heads, each shared by a group of query heads (all, when left out). head_dim:
     width of a head (d_model / n_heads). bias: on the projections, or on which of them. scale: of the scores
-    (head_dim^-1/2). query_scalar: what the scale is the -1/2 power of, instead of head_dim. depth_scale: whether the
-    scale is divided by the place of the layer in its stack, from 1 (Karamcheti et al. 2021). qk_norm: a norm on each
-    head's q and k. gate: multiply the output by a sigmoid of the input.
+    (head_dim^-1/2). query_scalar: what the scale is the -1/2 power of, instead of head_dim. terms: of how many products
+    like that of q and k a score is the sum: the -1/2 power of that scales it too (He et al. 2021). depth_scale: whether
+    the scale is divided by the place of the layer in its stack, from 1 (Karamcheti et al. 2021). qk_norm: a norm on
+    each head's q and k. gate: multiply the output by a sigmoid of the input.
     """
 
     n_heads: int
@@ -37,6 +38,7 @@ class HeadsConfig(Headed):
     bias: bool | tuple[Literal["q", "k", "v", "out"], ...] = False
     scale: float | None = None
     query_scalar: float | None = None
+    terms: int = 1
     depth_scale: bool = False
     qk_norm: Annotated[Part | None, "norm"] = None
     gate: bool = False
@@ -50,6 +52,8 @@ class HeadsConfig(Headed):
             raise ValueError(f"head_dim: {self.head_dim} is not a width; at least 1")
         if self.query_scalar is not None and (self.scale is not None or self.query_scalar <= 0.0):
             raise ValueError(f"query_scalar: {self.query_scalar} must be above 0, and stand alone or leave scale out")
+        if self.terms < 1 or (self.terms > 1 and self.scale is not None):
+            raise ValueError(f"terms: {self.terms} must be at least 1, and leave scale out where it is more")
 
     def biased(self, *parts: str) -> list[bool]:
         """Say which of some projections have a bias."""
@@ -189,6 +193,7 @@ class MultiHeadAttention(Sublayer):
             q = self._queries(x)
             primed = self.prime(context) if state is None else state
             return self._merge(x, self.mechanism.recall(q, primed, context)), state
+        context = context.serving(self)
         mixed, state = self.mechanism(*self._from_self(x, context), context, state)
         return self._merge(x, mixed), state
 
@@ -197,8 +202,24 @@ class MultiHeadAttention(Sublayer):
         if self.site.cross:
             q = self._queries(x)
             return self._merge(x, self.mechanism.reference(q, *self._from_memory(context), context)[0]), state
+        context = context.serving(self)
         mixed, state = self.mechanism.reference(*self._from_self(x, context), context, state)
         return self._merge(x, mixed), state
+
+    @property
+    def scale(self) -> float:
+        """Return what the mechanism multiplies products of queries and keys by."""
+        return self.mechanism.scale
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as queries of self-attention (..., H, D), not turned."""
+        q: Tensor = self.qkv.alone(0, x).unflatten(-1, self.heads)
+        return q if self.q_norm is None else self.q_norm(q)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as keys of self-attention (..., K, D), not turned."""
+        k: Tensor = self.qkv.alone(1, x).unflatten(-1, self.kv_heads)
+        return k if self.k_norm is None else self.k_norm(k)
 
     def _from_self(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         qkv = torch.unflatten(self.qkv(x), -1, (-1, self.heads[1]))

@@ -65,6 +65,7 @@ class Stack(nn.Module):
         ]
         self._declared = self._declare()
         self._appends = "pos" in self._declared
+        self._beside = any("beside" in block.names for block in blocks)
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -219,13 +220,16 @@ class Stack(nn.Module):
     def _run(
         self, x: Tensor, context: Context, cross: Context, state: State | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        # Positions are those of a layer's attention: what stands beside it has none.
         contexts = {"attention": context, "cross_attention": cross, "feedforward": context}
+        if self._beside:
+            contexts["beside"] = context.at(())
         tensors: dict[str, Tensor] = {}
         for block, subs in zip(self.blocks, self._state_names, strict=True):
             here = contexts
             if block.positions is not None:
                 own = context.at(block.own_positions)
-                here = {"attention": own, "cross_attention": cross, "feedforward": own}
+                here = contexts | {"attention": own, "feedforward": own}
             if state is None:
                 if self.checkpoint_activations and torch.is_grad_enabled():
                     x, _ = checkpoint(block, x, here, use_reentrant=False)

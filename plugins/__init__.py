@@ -7,6 +7,7 @@ from __future__ import annotations
 from ..core import component
 from .attention.big_bird import BigBirdAttention
 from .attention.conv import ConvAttention
+from .attention.convolution import ConvolutionAttention
 from .attention.full import FullAttention
 from .attention.gated_delta import GatedDeltaAttention
 from .attention.gru import GruAttention
@@ -42,6 +43,7 @@ from .objective.replaced_token import ReplacedTokenObjective
 from .objective.seq2seq_lm import Seq2seqLmObjective
 from .objective.span_corruption import SpanCorruptionObjective
 from .position.alibi import AlibiPosition
+from .position.disentangled import DisentangledPosition
 from .position.learned import LearnedPosition
 from .position.rope import RopePosition
 from .position.sinusoidal import SinusoidalPosition

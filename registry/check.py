@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..core.attention import ABILITIES, Attention
+from ..core.attention import ABILITIES, Attention, Mechanism
 from ..core.component import Part
 from ..core.topology import StackRole
 from .marks import BrokenSpec, Problem
@@ -40,19 +40,20 @@ def _stacks(spec: Spec) -> Iterator[Problem]:
 
 
 def _layer(spec: Spec, path: str, role: StackRole, stack: StackSpec, layer: LayerSpec) -> Iterator[Problem]:
+    topology = f"a stack of topology '{spec.model.topology.name}'"
+    order = "causal" if role.causal else "two_sided"
+    for name, part in (("attention", layer.attention), ("beside", layer.beside)):
+        if part is not None:
+            yield from _needs(spec, f"{path}.{name}", part, order, topology, f"is {order.replace('_', '-')}")
     if layer.attention is not None:
         where = f"{path}.attention"
-        topology = f"topology '{spec.model.topology.name}'"
-        order = "causal" if role.causal else "two_sided"
-        yield from _needs(
-            spec, where, layer.attention, order, f"a stack of {topology}", f"is {order.replace('_', '-')}"
-        )
         positions = stack.position if layer.position is None else layer.position
         for position in positions:
             for hook in ("rotate", "score"):
                 if hook in position.cls.hooks:
                     does = {"rotate": "turns queries and keys", "score": "adds to scores"}[hook]
                     yield from _needs(spec, where, layer.attention, hook, f"position '{position.name}'", does)
+            yield from _projects(spec, where, layer.attention, position)
     if layer.cross_attention is not None:
         yield from _needs(
             spec, f"{path}.cross_attention", layer.cross_attention, "cross", "cross_attention", "reads a memory"
@@ -87,6 +88,17 @@ def _permuted(spec: Spec, objective: Part, both: str) -> Iterator[Problem]:
         if layer.attention is not None:
             where = f"model.stacks.{name}.layers.{index}.attention"
             yield from _needs(spec, where, layer.attention, "pairs", f"objective '{objective.name}'", does)
+
+
+def _projects(spec: Spec, path: str, attention: Part, position: Part) -> Iterator[Problem]:
+    """Check that an attention has the projections that a position asks for."""
+    cls: type[Attention] = attention.cls
+    if position.cls.projects and "score" in cls.declares.can and not issubclass(cls, Mechanism):
+        yield spec.problem(
+            path,
+            f"attention '{attention.name}' does not compose with position '{position.name}': {position.name} scores "
+            f"by an attention's projections to queries and keys, and {attention.name}, a mixer, has none of these",
+        )
 
 
 def _objective(spec: Spec) -> Iterator[Problem]:

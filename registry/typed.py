@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 from ..core.block import Placement, Residual, residual_fits
 from ..core.component import Part
@@ -27,7 +27,9 @@ class LayerSpec:
     """Say what one block is made of.
 
     `residual`: whether what a sublayer adds is added to its input before the norm in front of it, or after. `position`:
-    null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds.
+    null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds. `beside`: what mixes
+    tokens beside the rest: it reads what the layer reads, without positions, and adds to what the layer gives.
+    `unnormed`: sublayers that go without the norm before them.
     """
 
     placement: Placement = "pre"
@@ -38,11 +40,19 @@ class LayerSpec:
     feedforward: Annotated[Part | None, "feedforward"]
     position: Annotated[tuple[Part, ...] | None, "position"] = None
     dropout: float = 0.0
+    beside: Annotated[Part | None, "attention"] = None
+    unnormed: tuple[Literal["attention", "cross_attention", "feedforward", "beside"], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: must be from 0 to below 1, not {self.dropout}")
         residual_fits(self.placement, self.residual)
+        if self.beside is not None and self.residual == "after":
+            raise ValueError("beside: what is added to a norm of its own has no place where residual is after")
+        if self.unnormed and self.placement not in ("pre", "sandwich", "parallel_norms"):
+            raise ValueError(f"unnormed: placement '{self.placement}' has no norm before each sublayer to leave out")
+        if lost := [name for name in self.unnormed if getattr(self, name) is None]:
+            raise ValueError(f"unnormed: there is no {lost[0]} in this layer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +129,10 @@ class FieldSettings:
 
     Fields that say which layers differ. `each`: a list with an item a layer, or with groups of items and how often each
     comes; item -> what that layer changes in `layer`, or its name in `layers`. `first`: a number; the name of what the
-    first so many layers are. `every`: a number N; of what each Nth layer is. `listed`: a list of layers, from 0; of
-    what these are. `others`: of what the rest are. `count`: the field that says how many layers there are; a default of
-    `each` with fewer items begins again, and with `again` any list does, and is cut where it has more.
+    first so many layers are. `every`: a number N; of what one of each N layers is: the last one, or the first where
+    `leads`. `listed`: a list of layers, from 0; of what these are. `others`: of what the rest are. `count`: the field
+    that says how many layers there are; a default of `each` with fewer items begins again, and with `again` any list
+    does, and is cut where it has more.
     """
 
     to: tuple[str, ...] | str = ()
@@ -135,6 +146,7 @@ class FieldSettings:
     others: str | None = None
     count: str | None = None
     again: bool = False
+    leads: bool = False
     when: Mapping[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
