@@ -50,13 +50,16 @@ class Vectors(Embedding):
 def shaken(module: nn.Module, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
     """Give a module first weights, and move them all a little: biases of 0 and scales of 1 would hide faults.
 
-    A weight's numbers follow from the seed and its name alone, whatever else the module has.
+    So are buffers that are saved with the weights. A weight's numbers follow from the seed and its name alone, whatever
+    else the module has.
     """
     initialise(module, seed)
     with torch.no_grad():
-        for name, parameter in module.named_parameters():
+        saved = module.state_dict()
+        buffers = [(n, t) for n, t in module.named_buffers() if n in saved and t.is_floating_point()]
+        for name, tensor in (*module.named_parameters(), *buffers):
             generator = torch.Generator().manual_seed(seed_of(seed, name))
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+            tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.1)
     return module.to(dtype).eval()
 
 

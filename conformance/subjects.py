@@ -100,7 +100,9 @@ class Subject:
             return y.shape == (batch, columns, D_MODEL)
         if self.kind == "head":
             return y.shape[:-1] == ((batch, length) if self.case.cls.per_token else (batch,))
-        return y.shape == ((1, 6, length, length) if self.hook == "score" else x.shape)
+        if self.hook == "score":
+            return y.shape[0] in (1, batch) and y.shape[1:] == (6, length, length)
+        return y.shape == x.shape
 
 
 def floats(module: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:

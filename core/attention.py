@@ -50,6 +50,18 @@ class Declaration:
             raise PluginError(f"a declaration names each of {', '.join(ABILITIES)} once; not so: {', '.join(wrong)}")
 
 
+class Headed(ABC):
+    """Stand at the root of the options of attentions that have heads, for positions to turn or to score."""
+
+    @abstractmethod
+    def heads(self, d_model: int) -> tuple[int, int]:
+        """Return how many heads there are, and the width of what positions turn of each query and key.
+
+        Raises:
+            ValueError: the heads do not fit `d_model`.
+        """
+
+
 class Attention(Component, ABC):
     """Mix tokens: the kind of `Mechanism` and of `Mixer`."""
 

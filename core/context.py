@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from .position import Position
@@ -52,6 +53,18 @@ class Context:
         """Return how many real tokens each row brings, (B,) int64; None when all columns are real."""
         valid = self.tokens.valid
         return None if valid is None else self.tokens.once("length", lambda: valid.sum(1))
+
+    @property
+    def begins(self) -> Tensor:
+        """Return which new tokens nothing came before, (B or 1, T) bool: the first of a text, and of a document."""
+        return self.tokens.once("begins", self._make_begins)
+
+    def _make_begins(self) -> Tensor:
+        doc, pos = self.tokens.doc, self.tokens.pos
+        if doc is not None:
+            return torch.cat([torch.ones_like(doc[:, :1], dtype=torch.bool), doc[:, 1:] != doc[:, :-1]], dim=1)
+        first = (torch.arange(pos.shape[1], device=pos.device) == 0).unsqueeze(0)
+        return first if self.seen is None else first & (self.seen == 0).unsqueeze(1)
 
     def visible(self, k: Tokens) -> Tensor:
         """Return the model's own rule for the new tokens and keys at k: (B or 1, T, S) bool."""

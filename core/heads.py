@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .attention import Declaration, Mechanism
+from .attention import Declaration, Headed, Mechanism
 from .component import Part, Site
 from .context import Context
 from .inputs import Input
@@ -21,7 +21,7 @@ from .tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadsConfig:
+class HeadsConfig(Headed):
     """Set what every mechanism's shell takes.
 
     n_heads: query heads. n_kv_heads: key heads, each shared by a group of query heads (all, when left out). head_dim:
@@ -54,6 +54,12 @@ class HeadsConfig:
     def biased(self, *parts: str) -> list[bool]:
         """Say which of some projections have a bias."""
         return [self.bias if isinstance(self.bias, bool) else part in self.bias for part in parts]
+
+    def heads(self, d_model: int) -> tuple[int, int]:
+        """Return the number and the width of the query heads: positions turn them whole."""
+        config = self.resolved(d_model)
+        assert config.head_dim is not None
+        return config.n_heads, config.head_dim
 
     def resolved(self, d_model: int) -> HeadsConfig:
         """Return these options with every number filled in for a model of width `d_model`."""

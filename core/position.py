@@ -53,3 +53,8 @@ def add_positions(x: Tensor, positions: Iterable[Position], tokens: Tokens) -> T
     for position in positions:
         x = position.add(x, tokens) if "add" in position.hooks else x
     return x
+
+
+def in_each_row(x: Tensor, rows: int) -> Tensor:
+    """Return x (R, ...) for `rows` rows of queries: repeated where they are folded from several that stand alike."""
+    return x if x.shape[0] in (1, rows) else x.repeat(rows // x.shape[0], *[1] * (x.dim() - 1))

@@ -11,6 +11,31 @@ import torch
 from torch import Tensor
 
 
+def growth(factor: float, mscale: float = 1.0) -> float:
+    """Return the square root of what scores grow by for texts `factor` times as long: 0.1 mscale ln factor + 1."""
+    return 0.1 * mscale * math.log(factor) + 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Make all scores larger, those of entries that do not turn among them, for longer texts (DeepSeek-AI 2024).
+
+    factor: by how much longer the texts are. mscale: how strongly; scores grow by (0.1 mscale ln factor + 1)^2.
+    """
+
+    factor: float
+    mscale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.factor < 1.0:
+            raise ValueError(f"factor: {self.factor} makes texts shorter; at least 1")
+
+    @property
+    def size(self) -> float:
+        """Return the square root of what scores are multiplied by."""
+        return growth(self.factor, self.mscale)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
     """Slow the pairs of a rotation down, those most that turn least.
@@ -19,7 +44,8 @@ class Scaling:
     its place among the pairs, and makes scores larger (Peng et al. 2023). factor: by how much. trained: the tokens of
     the texts before; linear needs none. slow, fast: pairs that turn no more often than slow in `trained` tokens are
     slowed in full, and not at all from fast on (llama3: 1 and 4, yarn: 1 and 32). magnitude: what queries and keys are
-    multiplied by (1; yarn: 0.1 ln factor + 1).
+    multiplied by (1; yarn: 0.1 ln factor + 1). mscale, mscale_all_dim: both given, make the magnitude of
+    yarn (0.1 mscale ln factor + 1) / (0.1 mscale_all_dim ln factor + 1), for an attention that stretches all scores.
     """
 
     kind: Literal["linear", "llama3", "yarn"]
@@ -28,6 +54,8 @@ class Scaling:
     slow: float | None = None
     fast: float | None = None
     magnitude: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
 
     def __post_init__(self) -> None:
         if self.factor < 1.0:
@@ -49,7 +77,11 @@ class Scaling:
         """Return `magnitude` with its default."""
         if self.magnitude is not None:
             return self.magnitude
-        return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" else 1.0
+        if self.kind != "yarn":
+            return 1.0
+        if self.mscale and self.mscale_all_dim:
+            return growth(self.factor, self.mscale) / growth(self.factor, self.mscale_all_dim)
+        return growth(self.factor)
 
     def scaled(self, speed: Tensor, theta: float) -> Tensor:
         """Return how fast pairs turn, (pairs,) radians a token, once they are slowed down; `theta`: the rotation's."""

@@ -16,6 +16,7 @@ from ..registry.spec import Spec, load_spec
 from ..registry.typed import HfSettings, Place
 from .config import laid_over
 from .folders import CONFIG, TOKENIZER
+from .sentences import pooled_as_said
 from .shards import Shards, read_json, shown
 from .words import tokenizer_of
 
@@ -40,6 +41,7 @@ def family_spec(hf_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     laid = laid_over(config, str(folder / CONFIG), hf.config)
     if hf.prefix and not any(name.startswith(hf.prefix) for name in Shards(folder).found):
         laid.append(_without_prefix(hf, str(folder)))
+    laid += pooled_as_said(folder, hf)
     options = getattr(family.data.config, "tokenizer", None) if family.data else None
     if options is not None and (folder / TOKENIZER).exists():
         laid.append(_room_for(tokenizer_of(folder), options.vocab_size, str(folder / TOKENIZER)))

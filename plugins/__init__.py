@@ -9,10 +9,13 @@ from .attention.big_bird import BigBirdAttention
 from .attention.conv import ConvAttention
 from .attention.full import FullAttention
 from .attention.gru import GruAttention
+from .attention.latent import LatentAttention
 from .attention.linear import LinearAttention
 from .attention.local import LocalAttention
 from .attention.lstm import LstmAttention
+from .attention.rg_lru import RgLruAttention
 from .attention.rnn import RnnAttention
+from .attention.rwkv import RwkvAttention
 from .attention.sparse import SparseAttention
 from .data.labelled import LabelledData
 from .data.pairs import PairsData
@@ -22,8 +25,10 @@ from .embedding.token import TokenEmbedding
 from .feedforward.experts import ExpertsFeedForward
 from .feedforward.glu import GluFeedForward
 from .feedforward.mlp import MlpFeedForward
+from .feedforward.rwkv import RwkvFeedForward
 from .head.classifier import ClassifierHead
 from .head.lm import LmHead
+from .head.pooled import PooledHead
 from .norm.layer import LayerNorm
 from .norm.rms import RmsNorm
 from .objective.causal_lm import CausalLmObjective
@@ -38,6 +43,7 @@ from .position.learned import LearnedPosition
 from .position.rope import RopePosition
 from .position.sinusoidal import SinusoidalPosition
 from .position.t5_bias import T5BiasPosition
+from .position.transformer_xl import TransformerXlPosition
 from .topology.decoder import DecoderTopology
 from .topology.encoder import EncoderTopology
 from .topology.encoder_decoder import EncoderDecoderTopology

@@ -7,12 +7,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from ..core.attention import Headed
 from ..core.block import Block, norm_names
 from ..core.component import Part, Site
 from ..core.data import Data
 from ..core.embedding import Borrowed, Embedding
 from ..core.head import Head
-from ..core.heads import HeadsConfig
 from ..core.initialise import Undrawn, materialise
 from ..core.norm import Norm
 from ..core.objective import Objective
@@ -131,7 +131,8 @@ class _Builder:
         embedding = self.at(f"{path}.embedding", part.build if lender is None else lender.lend, site)
         # Blocks first: an attention whose heads do not fit is refused at its own place, not at that of its positions.
         blocks = [
-            self.block(f"{path}.layers.{i}", stack.layers[i], site.but(layer=i + 1)) for i in self.built(stack.layers)
+            self.block(f"{path}.layers.{i}", stack.layers[i], site.but(layer=i + 1), stack.halvings)
+            for i in self.built(stack.layers)
         ]
         served = [layer.attention for layer in stack.layers if layer.position is None]
         positions = self.positions(f"{path}.position", stack.position, served, site, embedding.width)
@@ -142,8 +143,11 @@ class _Builder:
         """Return which layers of a stack are built: all."""
         return range(len(layers))
 
-    def block(self, path: str, layer: LayerSpec, site: Site) -> Block:
-        """Build one block: its sublayers, a norm for each, and the positions of its own."""
+    def block(self, path: str, layer: LayerSpec, site: Site, halvings: Callable[[int], int]) -> Block:
+        """Build one block: its sublayers, a norm for each, and the positions of its own.
+
+        `halvings`: how often the vectors are halved before a layer, counted from 0.
+        """
         sublayers: dict[str, Sublayer] = {}
         for name, part, where in (
             ("attention", layer.attention, site),
@@ -161,7 +165,11 @@ class _Builder:
         if layer.position is not None:
             served = [layer.attention]
             positions = self.positions(f"{path}.position", layer.position, served, site, site.d_model)
-        return Block(sublayers, norms, placement=layer.placement, positions=positions, dropout=layer.dropout)
+        before, after = halvings(site.layer - 1), halvings(site.layer)
+        return Block(
+            sublayers, norms, placement=layer.placement, residual=layer.residual, positions=positions,
+            dropout=layer.dropout, halvings=before, halves=after > before,
+        )  # fmt: skip
 
     def positions(
         self, path: str, parts: Sequence[Part], served: Sequence[Part | None], site: Site, width: int
@@ -172,9 +180,9 @@ class _Builder:
         nothing to do and is left out.
         """
         heads = {
-            (config.n_heads, self.at(path, config.resolved, site.d_model).head_dim)
+            self.at(path, config.heads, site.d_model)
             for config in (part.config for part in served if part is not None)
-            if isinstance(config, HeadsConfig)
+            if isinstance(config, Headed)
         }
         built = []
         for part in parts:

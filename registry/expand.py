@@ -227,4 +227,5 @@ def _plain_stack(stack: StackSpec, shapes: Sequence[Shape], registry: Registry) 
         **shared,
         "layers": groups,
         "norm": plain["norm"],
+        **({"halve_every": stack.halve_every} if stack.halve_every > 0 else {}),
     }

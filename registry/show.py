@@ -112,9 +112,12 @@ class _Tree:
         size = parameters_of(block)
         each = _count(size) if len(equal) == 1 else f"{len(equal)} x {size:,} = {_count(len(equal) * size)}"
         dropout = f"dropout {layer.dropout:g}" if layer.dropout else ""
+        residual = "residual after the norm" if layer.residual == "after" else ""
         title = "layer" if len(equal) == 1 else "layers"
         times = "" if len(equal) == 1 else f" ({len(equal)} x)"
-        return Branch(f"{title} {_ranges(equal)}{times}", _join([layer.placement, dropout, each]), tuple(children))
+        return Branch(
+            f"{title} {_ranges(equal)}{times}", _join([layer.placement, residual, dropout, each]), tuple(children)
+        )
 
     def attention(self, name: str, part: Part, sublayer: nn.Module, positions: Sequence[Part]) -> Iterator[str]:
         """Say which kernel an attention takes, why no faster one, and what it ignores."""

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.attention import Declaration, Mixer, is_exporting
+from ...core.attention import Declaration, Mixer
 from ...core.component import Site
 from ...core.context import Context
 from ...core.linear import Linear
+from ...core.short_conv import convolved, tapped, widened
 from ...core.state import Declared, Memories, Remembered
 from ...core.tokens import Tokens, visible
 
@@ -66,24 +67,13 @@ class ConvAttention(Mixer):
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Mix with torch's convolution; rows of several documents, and those without tokens, tap by tap."""
-        if context.tokens.doc is not None or (not is_exporting() and x.shape[1] == 0):
-            return self.reference(x, context, state)
-        values, gate, state = self._read(x, context, state)
-        mixed = F.conv1d(values.transpose(1, 2), self.weight.unsqueeze(1), groups=self.site.d_model).transpose(1, 2)
-        return self.out(mixed * F.silu(gate)), state
+        wide, gate, state = self._read(x, context, state)
+        return self.out(convolved(wide, self.weight, None, context, self.before) * F.silu(gate)), state
 
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Sum over the taps of the kernel."""
-        values, gate, state = self._read(x, context, state)
-        doc = context.tokens.doc
-        padded = None if doc is None else F.pad(doc, (self.before, self.after), value=-1)
-        mixed = torch.zeros_like(gate)
-        for tap in range(self.config.kernel):
-            here = values[:, tap : tap + x.shape[1]] * self.weight[:, tap]
-            if doc is not None and padded is not None:
-                here = here * (padded[:, tap : tap + x.shape[1]] == doc).unsqueeze(-1)
-            mixed = mixed + here
-        return self.out(mixed * F.silu(gate)), state
+        wide, gate, state = self._read(x, context, state)
+        return self.out(tapped(wide, self.weight, None, context, self.before) * F.silu(gate)), state
 
     def path(self, tokens: int) -> str:
         """Name the kernel."""
@@ -92,13 +82,6 @@ class ConvAttention(Mixer):
     def _read(self, x: Tensor, context: Context, state: Memories | None) -> tuple[Tensor, Tensor, Memories | None]:
         """Return values with what the kernel reaches beyond both ends, gates, and the next state."""
         values, gate = self.up(x).chunk(2, dim=-1)
-        if context.tokens.valid is not None:
-            values = values.masked_fill(~context.tokens.valid.unsqueeze(-1), 0.0)
-        if state is None or not self.before:
-            return F.pad(values, (0, 0, self.before, self.after)), gate, state
-        values = torch.cat([state["values"], values], dim=1)
-        count = context.length
-        start = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64) if count is None else count
-        newest = start.unsqueeze(1) + torch.arange(self.before, device=x.device)
-        kept = values.gather(1, newest.unsqueeze(-1).expand(-1, -1, values.shape[2]))
-        return values, gate, {"values": kept}
+        near = None if state is None else state.get("values")
+        wide, kept = widened(values, context, near, self.before, self.after)
+        return wide, gate, state if kept is None else {"values": kept}

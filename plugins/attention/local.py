@@ -13,6 +13,7 @@ from torch import Tensor
 from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.context import Context
 from ...core.heads import HeadsConfig
+from ...core.position import in_each_row
 from ...core.ring import ring_in_order, ring_tokens, ring_write
 from ...core.softmax import softmax_attention, softmax_reference
 from ...core.state import Declared, Memories, Remembered
@@ -154,7 +155,7 @@ class LocalAttention(Mechanism):
         bias = context.score(q_tokens, k_tokens, q, k)
         if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
             mask = mask.repeat(batch, 1, 1)
-            bias = None if bias is None else bias.repeat(batch, 1, 1, 1)
+            bias = None if bias is None else in_each_row(bias, q.shape[0])
         y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias, cap=self.config.soft_cap)
         return y.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length], after
 

@@ -16,6 +16,7 @@ from ...core.blocks import block_tokens, cut, drawn, gathered, listed
 from ...core.component import Site
 from ...core.context import Context
 from ...core.heads import HeadsConfig
+from ...core.position import in_each_row
 from ...core.ring import ring_tokens, ring_write
 from ...core.softmax import softmax_attention, softmax_reference
 from ...core.state import PAST, Declared, Memories, Remembered
@@ -201,7 +202,7 @@ class SparseAttention(Mechanism):
         bias = context.score(q_tokens, k_tokens, q, k)
         if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
             mask = mask.repeat(batch, 1, 1)
-            bias = None if bias is None else bias.repeat(batch, 1, 1, 1)
+            bias = None if bias is None else in_each_row(bias, q.shape[0])
         y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias)
         mixed: Tensor = y.unflatten(0, (batch, blocks))
         return mixed.flatten(1, 2)[:, :length]
