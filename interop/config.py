@@ -79,7 +79,7 @@ class _Reader:
             message = f"{shown(given)} is not known to the family{nearest(given, known)}"
             self.problems.append(Problem(place, message))
         else:
-            self.laid.append(known[found])
+            self.laid.append(self.settings.piece(found))
 
     def read(self) -> None:
         """Read every field: those of the family in its order, then look at what is left."""

@@ -22,18 +22,19 @@ class ClassifierHead(Head):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """n_classes: what there is to choose from; 1 for one score, by which several sequences are compared.
+        """n_classes: what there is to choose from; 1 for one score, by which several sequences are compared; null for
+        no scores: what is pooled is itself the answer, (B, C).
 
         pool: the `mean` of real tokens, the `first` or the `last` one. transform: map what is pooled and activate it
         first (tanh: the pooler of Devlin et al. 2019).
         """
 
-        n_classes: int
+        n_classes: int | None
         pool: Literal["mean", "first", "last"] = "mean"
         transform: Activation | None = None
 
         def __post_init__(self) -> None:
-            if self.n_classes < 1:
+            if self.n_classes is not None and self.n_classes < 1:
                 raise ValueError(f"n_classes: {self.n_classes} leaves nothing to score; at least 1")
 
     config: Config
@@ -41,10 +42,10 @@ class ClassifierHead(Head):
     def __init__(self, config: Config, site: Site, embedding: Embedding) -> None:
         super().__init__(config, site, embedding)
         self.transform = Linear(site.d_model, site.d_model, bias=True) if config.transform is not None else None
-        self.out = Linear(site.d_model, config.n_classes, bias=True)
+        self.out = None if config.n_classes is None else Linear(site.d_model, config.n_classes, bias=True)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return logits (B, n_classes) for hidden (B, T, C), mask (B, T); a row without real tokens pools to 0."""
+        """Return logits (B, n_classes) for hidden (B, T, C), mask (B, T); without real tokens a row pools to 0."""
         return self._scores(torch.einsum("bt,btc->bc", self._share(hidden, mask), hidden))
 
     def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -63,7 +64,7 @@ class ClassifierHead(Head):
     def _scores(self, pooled: Tensor) -> Tensor:
         if self.transform is not None and self.config.transform is not None:
             pooled = activate(self.config.transform, self.transform(pooled))
-        logits: Tensor = self.out(pooled)
+        logits: Tensor = pooled if self.out is None else self.out(pooled)
         return logits
 
     def _share(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
