@@ -18,7 +18,7 @@ class NewObjective(Objective):
     The loss is the cross-entropy that every objective has unless it overrides `loss` and `reference`.
     """
 
-    fields: ClassVar[frozenset[str]] = frozenset({"input_ids"})
+    fields = frozenset({"input_ids"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
