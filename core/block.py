@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .context import Context
+from .linear import at_least_fp32
 from .norm import Norm
 from .position import Position, add_positions
 from .state import Memories
@@ -24,7 +26,7 @@ class Block(nn.Module):
     `placement`: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))); `parallel` x + f(norm(x))
     + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `norms`: name of a
     sublayer -> its norm (`after_` of it for the second of a sandwich); a missing norm is no norm. `positions`:
-    encodings of this layer alone; None for the stack's.
+    encodings of this layer alone; None for the stack's. `wide`: whether x is summed, and handed on, at least in fp32.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Block(nn.Module):
         placement: Placement = "pre",
         positions: Sequence[Position] | None = None,
         dropout: float = 0.0,
+        wide: bool = False,
     ) -> None:
         super().__init__()
+        self.wide = wide
         self.placement = placement
         self.names = [name for name in PARTS if name in sublayers]
         for name in self.names:
@@ -70,10 +74,14 @@ class Block(nn.Module):
             x = add_positions(x, self.own_positions, contexts["attention"].tokens)
         kept: dict[str, Memories] = {}
         modules: Any = self._modules
+        narrow: torch.dtype | None = None
+        if self.wide:
+            narrow, x = next(self.parameters()).dtype, at_least_fp32(x)
         # What sublayers that stand side by side all read: x as it was before any of them changed it.
-        start = modules["shared_norm"](x) if "shared_norm" in modules else x
+        start = x if narrow is None else x.to(narrow)
+        start = modules["shared_norm"](start) if "shared_norm" in modules else start
         for name, (before, after, outer) in self._around:
-            source = start if self._parallel else x
+            source = start if self._parallel else x if narrow is None else x.to(narrow)
             y = source if before is None else modules[before](source)
             y, memories = modules[name](y, contexts[name], None if state is None else state.get(name))
             if memories is not None:

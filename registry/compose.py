@@ -161,7 +161,10 @@ class _Builder:
         if layer.position is not None:
             served = [layer.attention]
             positions = self.positions(f"{path}.position", layer.position, served, site, site.d_model)
-        return Block(sublayers, norms, placement=layer.placement, positions=positions, dropout=layer.dropout)
+        return Block(
+            sublayers, norms, placement=layer.placement, positions=positions, dropout=layer.dropout,
+            wide=layer.residual == "fp32",
+        )  # fmt: skip
 
     def positions(
         self, path: str, parts: Sequence[Part], served: Sequence[Part | None], site: Site, width: int

@@ -22,6 +22,7 @@ class LayerSpec:
     """Say what one block is made of.
 
     `position`: null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds.
+    `residual`: the dtype in which sublayers are summed: the model's, or at least fp32.
     """
 
     placement: Literal["pre", "post", "sandwich", "parallel", "parallel_norms"] = "pre"
@@ -31,6 +32,7 @@ class LayerSpec:
     feedforward: Annotated[Part | None, "feedforward"]
     position: Annotated[tuple[Part, ...] | None, "position"] = None
     dropout: float = 0.0
+    residual: Literal["model", "fp32"] = "model"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
