@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
+from ..core.attention import Headed
 from ..core.component import Part, Site
 from ..core.heads import HeadsConfig
 from ..core.scaling import Scaling
@@ -55,6 +56,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
         Scaling(kind="llama3", factor=3.0, trained=40, slow=0.5),
         Scaling(kind="yarn", factor=3.0, trained=40, fast=8.0, magnitude=1.0),  # a turn keeps lengths
         Scaling(kind="linear", factor=3.0),
+        Scaling(kind="longrope", trained=300, short=(1.0, 2.0, 5.0), long=(1.0, 2.0, 9.0), magnitude=1.0),
     ),
     "soft_cap": (2.0,),
     "query_scalar": (10.0,),
@@ -66,6 +68,8 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "n_types": (3,),
     "width": (10,),
     "offset": (2,),
+    "segments": (3,),
+    "clamp": (9,),
 }
 
 # Kinds whose constructor takes a site and nothing else, so that options can be tried on it.
@@ -235,9 +239,9 @@ def _build(case: Case) -> None:
 def site_of(case: Case | None = None, **facts: Any) -> Site:
     """Return a site of the suite's width; with an attention's case, its heads are those that positions serve."""
     site = Site(d_model=D_MODEL, max_seq_len=MAX_SEQ_LEN, n_layers=2, n_heads=6, head_dim=6).but(**facts)
-    if case is not None and isinstance(case.config, HeadsConfig):
-        config = case.config.resolved(site.d_model)
-        site = site.but(n_heads=config.n_heads, head_dim=config.head_dim)
+    if case is not None and isinstance(case.config, Headed):
+        n_heads, head_dim = case.config.heads(site.d_model)
+        site = site.but(n_heads=n_heads, head_dim=head_dim)
     return site
 
 

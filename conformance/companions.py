@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
+
 from ..core.attention import Mechanism
 from ..registry.manager import BUILT_IN, ComponentClass, Installed, Registry, UnknownName, default
-from .cases import Case, cases_of
+from .cases import Case, cases_of, site_of
 
 GIVEN = "given"
 
@@ -26,6 +28,14 @@ def bases(kind: str) -> tuple[Case, ...]:
 def hooked(hook: str) -> list[Case]:
     """Return the built-in positions with this hook."""
     return [case for case in bases("position") if hook in case.cls.hooks]
+
+
+def forgets_marks(attention: Case, position: Case) -> bool:
+    """Say whether an attention keeps its newest tokens alone, without what a position reads of each besides."""
+    with torch.device("meta"):
+        reads = position.part.build(site_of(attention)).reads()
+        declared = attention.part.build(site_of(attention)).declared()
+    return bool(reads) and any(rule.grows == "ring" for rule in declared.values())
 
 
 def serving(case: Case) -> list[Case]:

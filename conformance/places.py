@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.attention import Mechanism
 from .cases import Case
-from .companions import bases, composes, is_mechanism, token_head
+from .companions import bases, composes, forgets_marks, is_mechanism, token_head
 from .subjects import Subject
 
 Cases = Sequence[Case]
@@ -115,6 +115,8 @@ def paired(cases: Cases) -> Iterator[Subject]:
     for attention, position in pairs:
         if composes(attention, position):
             for place in directed([attention]):
+                if place.causal and forgets_marks(attention, position):
+                    continue
                 mine, other = (attention, position) if cases[0].cls.kind == "attention" else (position, attention)
                 yield Subject(mine, place.causal, beside=other)
 

@@ -17,13 +17,20 @@ from .companions import bases, registry_of, text_embedding, token_head, versatil
 
 def written(case: Case | Part, registry: Registry) -> dict[str, Any]:
     """Return a component and its options as a spec says them."""
-    config = case.config
-    options = {
-        f.name: written(value, registry) if isinstance(value, Part) else value
-        for f in dataclasses.fields(config)
-        if (value := getattr(config, f.name)) != f.default
-    }
-    return {"kind": registry.full_name(case.cls), **options}
+    return {"kind": registry.full_name(case.cls), **_options(case.config, registry)}
+
+
+def _options(config: Any, registry: Registry) -> dict[str, Any]:
+    """Return the options that are not at their defaults; an option may be a part, or have options of its own."""
+    options = dict[str, Any]()
+    for f in dataclasses.fields(config):
+        default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        if (value := getattr(config, f.name)) != default:
+            nested = dataclasses.is_dataclass(value) and not isinstance(value, Part)
+            options[f.name] = (
+                written(value, registry) if isinstance(value, Part) else _options(value, registry) if nested else value
+            )
+    return options
 
 
 class Draft:

@@ -17,16 +17,23 @@ from .state import Memories
 from .sublayer import Sublayer
 
 Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_norms"]
-PARTS = ("attention", "cross_attention", "feedforward")
+Residual = Literal["before", "after"]
+PARTS = ("attention", "cross_attention", "feedforward", "beside")
 
 
 class Block(nn.Module):
     """Run one layer: its sublayers in order, each with its norm and residual.
 
     `placement`: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))); `parallel` x + f(norm(x))
-    + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `norms`: name of a
-    sublayer -> its norm (`after_` of it for the second of a sandwich); a missing norm is no norm. `positions`:
-    encodings of this layer alone; None for the stack's. `wide`: whether x is summed, and handed on, at least in fp32.
+    + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `residual`: whether what a
+    sublayer adds is added to x as it is `before` the norm in front of it, or `after` it: norm(x) + f(norm(x)), as BLOOM
+    may (Le Scao et al. 2022). `norms`: name of a sublayer -> its norm (`after_` of it for the second of a sandwich); a
+    missing norm is no norm. `positions`: encodings of this layer alone; None for the stack's. `halvings`: how often x
+    was halved on its way here, so that what is added must be. `halves`: whether x is halved once more behind this
+    layer. `wide`: whether x is summed, and handed on, at least in fp32.
+
+    The sublayer `beside` comes last, and reads what the first one did: h + f(norm(x)), say, where h is what the others
+    made of x.
     """
 
     def __init__(
@@ -35,8 +42,11 @@ class Block(nn.Module):
         norms: Mapping[str, Norm],
         *,
         placement: Placement = "pre",
+        residual: Residual = "before",
         positions: Sequence[Position] | None = None,
         dropout: float = 0.0,
+        halvings: int = 0,
+        halves: bool = False,
         wide: bool = False,
     ) -> None:
         super().__init__()
@@ -49,7 +59,10 @@ class Block(nn.Module):
             self.add_module(f"{name}_norm", norm)
         self.positions = None if positions is None else nn.ModuleList(positions)
         self.dropout = dropout
+        self.share = 0.5**halvings
+        self.halves = halves
         self._parallel = placement in ("parallel", "parallel_norms")
+        self._after = residual == "after"
         # By sublayer, the norms before it, after it, and after its residual. Read by name from what is registered: a
         # lookup through the module costs a tiny model a tenth of a decoding step.
         there = {f"{name}_norm" for name in norms}
@@ -77,23 +90,29 @@ class Block(nn.Module):
         narrow: torch.dtype | None = None
         if self.wide:
             narrow, x = next(self.parameters()).dtype, at_least_fp32(x)
-        # What sublayers that stand side by side all read: x as it was before any of them changed it.
+        # What sublayers that stand side by side read: x as it was before any of them changed it.
         start = x if narrow is None else x.to(narrow)
         start = modules["shared_norm"](start) if "shared_norm" in modules else start
+        if self._after:
+            x = start.to(x.dtype)
         for name, (before, after, outer) in self._around:
-            source = start if self._parallel else x if narrow is None else x.to(narrow)
+            source = start if self._parallel or name == "beside" else x if narrow is None else x.to(narrow)
             y = source if before is None else modules[before](source)
+            if self._after and before is not None:
+                x = y.to(x.dtype)
             y, memories = modules[name](y, contexts[name], None if state is None else state.get(name))
             if memories is not None:
                 kept[name] = memories
             if after is not None:
                 y = modules[after](y)
+            if self.share != 1.0:
+                y = y * self.share
             if self.dropout:
                 y = F.dropout(y, self.dropout, self.training)
             x = x + y
             if outer is not None:
                 x = modules[outer](x)
-        return x, kept
+        return x * 0.5 if self.halves else x, kept
 
 
 def _around(placement: Placement, name: str) -> tuple[str | None, str | None, str | None]:
@@ -107,6 +126,13 @@ def _around(placement: Placement, name: str) -> tuple[str | None, str | None, st
             return f"{name}_norm", f"after_{name}_norm", None
         case "parallel":
             return None, None, None
+
+
+def residual_fits(placement: Placement, residual: Residual) -> None:
+    """Raise ValueError where no one norm stands before a sublayer, after which its residual could be taken."""
+    why = {"post": "no norm stands before its sublayers", "parallel_norms": "each sublayer has a norm of its own"}
+    if residual == "after" and placement in why:
+        raise ValueError(f"residual: there is none after the norm where placement is {placement}: {why[placement]}")
 
 
 def norm_names(placement: Placement, sublayers: Sequence[str]) -> list[str]:

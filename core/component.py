@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .inputs import Input
+
 if TYPE_CHECKING:
     from .moves import Layouts
 
@@ -56,6 +58,13 @@ class Component:
 
         The first layout counts where a spec names none. Published names are relative to the place of the module there;
         a parameter that a layout leaves out has its own name. Parameters of submodules count, by their dotted names.
+        """
+        return {}
+
+    def reads(self) -> Mapping[str, Input]:
+        """Declare raw inputs of its own: for layers and positions, which find them in `Tokens.marks`.
+
+        One number a token: (batch, sequence) int64, optional, since a call that leaves one out means zeros.
         """
         return {}
 

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
 from .component import Component, Site
-
-
-@dataclass(frozen=True)
-class Input:
-    """Declare one tensor that a model takes: its dimensions (names where they vary) and its dtype.
-
-    `high`: values of an int64 input are below it. `optional`: a call may leave it out, and means zeros.
-    """
-
-    dims: tuple[str | int, ...]
-    dtype: Literal["int64", "float"]
-    high: int = 0
-    optional: bool = False
-
+from .inputs import Input
 
 _Input = Input  # under another name: the class below takes this one for its own attribute
 
@@ -62,6 +48,10 @@ class Embedding(nn.Module, Component, ABC):
     def finish(self, x: Tensor) -> Tensor:
         """Return what the layers read, (B, T, C), of x (B, T, width) with its positions: each token on its own."""
         return x
+
+    def asking(self) -> Tensor:
+        """Return what stands in the place of a token that is only asked for, (width,)."""
+        raise NotImplementedError(f"{type(self).__name__} has no vector for what is asked for")
 
     def table(self) -> Tensor:
         """Return the vectors (V, E) that a tied head shares; E may be narrower than C."""

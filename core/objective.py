@@ -61,6 +61,8 @@ class Objective(Component, ABC):
     needs. `per_token`: whether it asks at each token, or once a sequence. `sequences`: how many a model is given, one
     for each of its stacks. `asks_next`: whether a target is a later token of the last of them.
     `derives`: whether it makes what it asks for out of the data, instead of asking for tokens or labels as they are.
+    `permutes`: whether its rows come with an order of their own and with columns that are asked for, for which its
+    targets are: `order` and `asked` among the inputs.
     `logits`: how many logits it reads of each answer, where that is neither one a token nor one a class. `extra_ids`:
     how many ids beyond the tokenizer's it uses.
     """
@@ -77,6 +79,7 @@ class Objective(Component, ABC):
     sequences: ClassVar[int] = 1
     asks_next: ClassVar[bool] = False
     derives: ClassVar[bool] = False
+    permutes: ClassVar[bool] = False
     logits: ClassVar[int | None] = None
     extra_ids: int = 0
 

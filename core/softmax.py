@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .context import Context
 from .linear import at_least_fp32
 
 
@@ -83,3 +84,18 @@ def softmax_attention(
         enable_gqa=q.shape[2] != k.shape[2],
     ).transpose(1, 2)
     return out if empty is None else out.masked_fill(empty.unsqueeze(-1), 0.0)
+
+
+def softmax_in(context: Context, q: Tensor, k: Tensor, v: Tensor, *, scale: float, cap: float | None = None) -> Tensor:
+    """Mix the values of all tokens that the model's rule lets the new ones see, by the cheapest call of the kernel.
+
+    q (B, T, H, D) of the new tokens; k, v (B, S, K, D) of past and new ones. Returns (B, T, H, D).
+    """
+    plain = context.tokens.plain and (context.past is None or context.past.plain)
+    bias = context.score(context.tokens, None, q, k)
+    if plain and context.past is None:
+        return softmax_attention(q, k, v, scale=scale, causal=context.causal, bias=bias, cap=cap)
+    if plain and q.shape[1] == 1:
+        return softmax_attention(q, k, v, scale=scale, bias=bias, cap=cap)
+    mask = context.once("visible", lambda: context.visible(context.keys))
+    return softmax_attention(q, k, v, scale=scale, mask=mask, bias=bias, cap=cap)

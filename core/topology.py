@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .component import Component
-from .embedding import Input
 from .head import Head
+from .inputs import Input
 from .stack import Stack
 from .state import Declared, State
 
@@ -76,6 +76,7 @@ class Topology(nn.Module, Component, ABC):
 
     `stacks`: name -> `StackRole`, in the order that they are built. Options of the only stack stand directly under
     `model` in a spec; those of several under their names. `generates`: gives next-token logits step by step.
+    `permutes`: takes rows with an `order` of their own, and gives what stands at the columns that are `asked` for.
     """
 
     StackRole: TypeAlias = _StackRole
@@ -87,6 +88,7 @@ class Topology(nn.Module, Component, ABC):
     kind: ClassVar[str] = "topology"
     stacks: ClassVar[Mapping[str, StackRole]]
     generates: ClassVar[bool] = False
+    permutes: ClassVar[bool] = False
 
     def __init__(self, config: Any, stacks: Mapping[str, Stack], heads: Mapping[str, Head]) -> None:
         super().__init__()
@@ -94,12 +96,11 @@ class Topology(nn.Module, Component, ABC):
         for name, stack in stacks.items():
             self.add_module(name, stack)
         self.heads = nn.ModuleDict(heads)
-        self._reads = {  # by stack: name of an input -> what the stack's embedding calls it
-            name: {role.prefix + own: own for own in stacks[name].embedding.inputs()}
-            for name, role in self.stacks.items()
+        self._reads = {  # by stack: name of an input -> what the stack calls it
+            name: {role.prefix + own: own for own in stacks[name].feeds()} for name, role in self.stacks.items()
         }
-        self._optional = {  # by stack: what its embedding calls those that a call may leave out
-            name: {own for own, put in stacks[name].embedding.inputs().items() if put.optional} for name in self.stacks
+        self._optional = {  # by stack: what it calls those that a call may leave out
+            name: {own for own, put in stacks[name].feeds().items() if put.optional} for name in self.stacks
         }
         self.spec: Any = None  # what it was composed from; set by whoever composes
 
@@ -157,9 +158,9 @@ class Topology(nn.Module, Component, ABC):
         return [f"logits.{name}" if place else "logits" for place, name in enumerate(self.heads)]
 
     def take(self, given: Mapping[str, Tensor | None], *stacks: str) -> dict[str, Tensors]:
-        """Deal keyword inputs out to the embeddings of some stacks: stack's name -> inputs by their declared names.
+        """Deal keyword inputs out to some stacks: stack's name -> inputs by their declared names.
 
-        Shapes are those that the embeddings declare, (batch, sequence) for token ids.
+        Shapes are those that the parts declare that read them, (batch, sequence) for token ids.
 
         Raises:
             InputError: one that is not optional is missing, or one is given that no stack reads.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -15,6 +16,7 @@ from ..registry.spec import Spec, load_spec
 from ..registry.typed import HfSettings, Place
 from .config import laid_over
 from .folders import CONFIG, TOKENIZER
+from .sentences import pooled_as_said
 from .shards import Shards, read_json, shown
 from .words import tokenizer_of
 
@@ -31,14 +33,16 @@ def family_spec(hf_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     """
     folder = Path(hf_dir)
     config = read_json(folder, CONFIG)
-    place = families()[_family(folder, config.get("model_type"), config.get("architectures"))]
+    place = families()[family_of(config, folder / CONFIG)]
     family = load_spec(place)
     hf = family.hf
     assert hf is not None
     assert hf.config is not None
     laid = laid_over(config, str(folder / CONFIG), hf.config)
-    if hf.prefix and not any(name.startswith(hf.prefix) for name in Shards(folder).found):
-        laid.append(_without_prefix(hf, str(folder)))
+    asked = load_spec(place, laid=laid).hf if hf.prefix else None  # an architecture may have a prefix of its own
+    if asked is not None and not any(name.startswith(asked.prefix) for name in Shards(folder).found):
+        laid.append(_without_prefix(asked, str(folder)))
+    laid += pooled_as_said(folder, hf)
     options = getattr(family.data.config, "tokenizer", None) if family.data else None
     if options is not None and (folder / TOKENIZER).exists():
         laid.append(_room_for(tokenizer_of(folder), options.vocab_size, str(folder / TOKENIZER)))
@@ -52,8 +56,13 @@ def _room_for(tokenizer: Tokenizer, least: int, source: str) -> Node:
     return node_of({"data": node_of({"tokenizer": options}, mark)}, mark)
 
 
-def _family(folder: Path, model_type: object, architectures: object) -> str:
-    """Return the name of the family that reads this type, and these architectures where several read the type."""
+def family_of(config: Mapping[str, Any], source: Path) -> str:
+    """Return the name of the family that reads a `config.json`, by its type and, where several do, its architectures.
+
+    Raises:
+        CheckpointError: no family reads the type; `source` is what the message calls the file.
+    """
+    model_type, architectures = config.get("model_type"), config.get("architectures")
     known: dict[str, list[tuple[str, set[str]]]] = {}
     for name, path in families().items():
         hf = read_file(path, []).items["hf"]
@@ -62,7 +71,7 @@ def _family(folder: Path, model_type: object, architectures: object) -> str:
     fitting = known.get(str(model_type), [])
     if not fitting:
         near = nearest(str(model_type), known)
-        raise CheckpointError(f"{folder / CONFIG}: model_type: no family reads {shown(model_type)}{near}; give a spec")
+        raise CheckpointError(f"{source}: model_type: no family reads {shown(model_type)}{near}; give a spec")
     named = set(architectures) if isinstance(architectures, list) else set()
     return next((name for name, there in fitting if named & there), fitting[0][0])
 

@@ -19,7 +19,7 @@ from ..registry.weights import SPEC, WEIGHTS, last_weights, matched, on_cpu
 from .folders import CONFIG, KEPT_CONFIG, TOKENIZER, whole_folder
 from .mapping import mapping
 from .shards import INDEX
-from .words import kept_files
+from .words import copy_kept
 
 SHARD_BYTES = 5_000_000_000
 
@@ -51,8 +51,7 @@ def export_checkpoint(
         for kept, name in ((KEPT_CONFIG, CONFIG), (TOKENIZER, TOKENIZER)):
             if (folder / kept).is_file():
                 shutil.copyfile(folder / kept, beside / name)
-        for path in kept_files(folder):
-            shutil.copyfile(path, beside / path.name)
+        copy_kept(folder, beside)
     return place
 
 

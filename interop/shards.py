@@ -123,6 +123,21 @@ def inside(folder: Path, name: object, who: str) -> Path:
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON map from a folder; raise CheckpointError where it is none, or names a key twice."""
+    content = _json(folder, name)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{folder / name}: should be a map")
+    return content
+
+
+def read_maps(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Read a JSON list of maps from a folder; raise CheckpointError where it is none, or names a key twice."""
+    content = _json(folder, name)
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise CheckpointError(f"{folder / name}: should be a list of maps")
+    return content
+
+
+def _json(folder: Path, name: str) -> object:
     path = inside(folder, name, str(folder))
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -135,12 +150,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_JSON:
             raise ValueError(f"it has more than {MOST_JSON:,} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: can't be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: should be a map")
-    return content
 
 
 def shown(name: object) -> str:

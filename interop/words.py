@@ -15,17 +15,25 @@ from .folders import CONFIG, TOKENIZER
 from .shards import inside, read_json
 
 GENERATION = "generation_config.json"
-KEPT = (GENERATION, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
+KEPT = (
+    GENERATION, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+    "modules.json", "1_Pooling/config.json", "config_sentence_transformers.json", "sentence_bert_config.json",
+)  # fmt: skip
 """Files that go into a run and back out as they are, where they are there; so do those whose names begin as `LEGAL`."""
 LEGAL = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 SPOKEN = ("tokenizer_config.json", "special_tokens_map.json")  # where tokens are named; elsewhere they are ids
 
 
-def kept_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that go with its weights and its tokenizer."""
-    for path in sorted(folder.iterdir()):
-        if path.name in KEPT or path.name.upper().startswith(LEGAL):
-            yield inside(folder, path.name, str(folder))
+def copy_kept(folder: Path, to: Path) -> None:
+    """Copy the files of a folder that go with its weights and its tokenizer.
+
+    Raises:
+        CheckpointError: one is a link that leads out of the folder.
+    """
+    legal = (path.name for path in folder.iterdir() if path.name.upper().startswith(LEGAL))
+    for name in sorted({*legal, *(name for name in KEPT if (folder / name).exists())}):
+        (to / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(inside((folder / name).parent, Path(name).name, str(folder)), to / name)
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:
@@ -43,8 +51,7 @@ def copy_text(folder: Path, run: Path) -> None:
     Raises:
         CheckpointError: a file can't be read, or the folder does not say which token ends a text.
     """
-    for path in kept_files(folder):
-        shutil.copyfile(path, run / path.name)
+    copy_kept(folder, run)
     if not (folder / TOKENIZER).exists():
         return
     tokenizer = tokenizer_of(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..core.attention import ABILITIES, Attention
+from ..core.attention import ABILITIES, Attention, Mechanism
 from ..core.component import Part
 from ..core.topology import StackRole
 from .marks import BrokenSpec, Problem
@@ -40,19 +40,20 @@ def _stacks(spec: Spec) -> Iterator[Problem]:
 
 
 def _layer(spec: Spec, path: str, role: StackRole, stack: StackSpec, layer: LayerSpec) -> Iterator[Problem]:
+    topology = f"a stack of topology '{spec.model.topology.name}'"
+    order = "causal" if role.causal else "two_sided"
+    for name, part in (("attention", layer.attention), ("beside", layer.beside)):
+        if part is not None:
+            yield from _needs(spec, f"{path}.{name}", part, order, topology, f"is {order.replace('_', '-')}")
     if layer.attention is not None:
         where = f"{path}.attention"
-        topology = f"topology '{spec.model.topology.name}'"
-        order = "causal" if role.causal else "two_sided"
-        yield from _needs(
-            spec, where, layer.attention, order, f"a stack of {topology}", f"is {order.replace('_', '-')}"
-        )
         positions = stack.position if layer.position is None else layer.position
         for position in positions:
             for hook in ("rotate", "score"):
                 if hook in position.cls.hooks:
                     does = {"rotate": "turns queries and keys", "score": "adds to scores"}[hook]
                     yield from _needs(spec, where, layer.attention, hook, f"position '{position.name}'", does)
+            yield from _projects(spec, where, layer.attention, position)
     if layer.cross_attention is not None:
         yield from _needs(
             spec, f"{path}.cross_attention", layer.cross_attention, "cross", "cross_attention", "reads a memory"
@@ -66,6 +67,37 @@ def _needs(spec: Spec, path: str, attention: Part, ability: str, other: str, doe
             path,
             f"attention '{attention.name}' does not compose with {other}: {other} {does}, and {attention.name} can't "
             f"{ABILITIES[ability]}, because {cls.declares.lacks[ability]}",
+        )
+
+
+def _permuted(spec: Spec, objective: Part, both: str) -> Iterator[Problem]:
+    """Check that all parts can keep to an order of the row's own, and that there is something to ask with."""
+    topology = spec.model.topology
+    if not topology.cls.permutes:
+        yield spec.problem("objective", f"{both}: it gives rows an order of their own, and the topology has but one")
+        return
+    name, stack = next(iter(spec.model.stacks.items()))
+    if stack.embedding is not None and not getattr(stack.embedding.config, "blank", False):
+        yield spec.problem(
+            f"model.stacks.{name}.embedding",
+            f"objective '{objective.name}' asks for tokens that are not shown: the embedding needs a vector for their "
+            "places (blank: true)",
+        )
+    does = "gives rows an order of their own"
+    for index, layer in enumerate(stack.layers):
+        if layer.attention is not None:
+            where = f"model.stacks.{name}.layers.{index}.attention"
+            yield from _needs(spec, where, layer.attention, "pairs", f"objective '{objective.name}'", does)
+
+
+def _projects(spec: Spec, path: str, attention: Part, position: Part) -> Iterator[Problem]:
+    """Check that an attention has the projections that a position asks for."""
+    cls: type[Attention] = attention.cls
+    if position.cls.projects and "score" in cls.declares.can and not issubclass(cls, Mechanism):
+        yield spec.problem(
+            path,
+            f"attention '{attention.name}' does not compose with position '{position.name}': {position.name} scores "
+            f"by an attention's projections to queries and keys, and {attention.name}, a mixer, has none of these",
         )
 
 
@@ -85,6 +117,8 @@ def _objective(spec: Spec) -> Iterator[Problem]:
         yield spec.problem(
             "objective", f"{both}: it asks for the next token, which a two-sided stack has already been shown"
         )
+    elif cls.permutes:
+        yield from _permuted(spec, objective, both)
     head_name, head = next(iter(spec.model.heads.items()))
     if head.cls.per_token != cls.per_token:
         asks, reads = ("each token", "a sequence") if cls.per_token else ("a sequence", "each token")

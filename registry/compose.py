@@ -7,12 +7,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from ..core.attention import Headed
 from ..core.block import Block, norm_names
 from ..core.component import Part, Site
 from ..core.data import Data
 from ..core.embedding import Borrowed, Embedding
 from ..core.head import Head
-from ..core.heads import HeadsConfig
 from ..core.initialise import Undrawn, materialise
 from ..core.norm import Norm
 from ..core.objective import Objective
@@ -131,24 +131,29 @@ class _Builder:
         embedding = self.at(f"{path}.embedding", part.build if lender is None else lender.lend, site)
         # Blocks first: an attention whose heads do not fit is refused at its own place, not at that of its positions.
         blocks = [
-            self.block(f"{path}.layers.{i}", stack.layers[i], site.but(layer=i + 1)) for i in self.built(stack.layers)
+            self.block(f"{path}.layers.{i}", stack.layers[i], site.but(layer=i + 1), stack.halvings)
+            for i in self.built(stack.layers)
         ]
         served = [layer.attention for layer in stack.layers if layer.position is None]
         positions = self.positions(f"{path}.position", stack.position, served, site, embedding.width)
         norm = None if stack.norm is None else self.at(f"{path}.norm", stack.norm.build, site)
-        return Stack(site, embedding, positions, blocks, norm)
+        return self.at(path, Stack, site, embedding, positions, blocks, norm)
 
     def built(self, layers: Sequence[LayerSpec]) -> Sequence[int]:
         """Return which layers of a stack are built: all."""
         return range(len(layers))
 
-    def block(self, path: str, layer: LayerSpec, site: Site) -> Block:
-        """Build one block: its sublayers, a norm for each, and the positions of its own."""
+    def block(self, path: str, layer: LayerSpec, site: Site, halvings: Callable[[int], int]) -> Block:
+        """Build one block: its sublayers, a norm for each, and the positions of its own.
+
+        `halvings`: how often the vectors are halved before a layer, counted from 0.
+        """
         sublayers: dict[str, Sublayer] = {}
         for name, part, where in (
             ("attention", layer.attention, site),
             ("cross_attention", layer.cross_attention, site.but(cross=True, causal=False)),
             ("feedforward", layer.feedforward, site),
+            ("beside", layer.beside, site),
         ):
             if part is not None:
                 sublayers[name] = self.at(f"{path}.{name}", part.build, where)
@@ -156,14 +161,18 @@ class _Builder:
         if layer.norm is not None:
             norm = layer.norm
             for name in norm_names(layer.placement, list(sublayers)):
+                if name in layer.unnormed:
+                    continue
                 norms[name] = self.at(f"{path}.norm", norm.build, site)
         positions = None
         if layer.position is not None:
-            served = [layer.attention]
-            positions = self.positions(f"{path}.position", layer.position, served, site, site.d_model)
+            served, alone = [layer.attention], site.but(n_layers=1)
+            positions = self.positions(f"{path}.position", layer.position, served, alone, site.d_model)
+        before, after = halvings(site.layer - 1), halvings(site.layer)
         return Block(
-            sublayers, norms, placement=layer.placement, positions=positions, dropout=layer.dropout,
-            wide=layer.residual == "fp32",
+            sublayers, norms, placement=layer.placement, residual=layer.residual, positions=positions,
+            dropout=layer.dropout, halvings=before, halves=after > before,
+            wide=layer.residual_dtype == "fp32",
         )  # fmt: skip
 
     def positions(
@@ -175,9 +184,9 @@ class _Builder:
         nothing to do and is left out.
         """
         heads = {
-            (config.n_heads, self.at(path, config.resolved, site.d_model).head_dim)
+            self.at(path, config.heads, site.d_model)
             for config in (part.config for part in served if part is not None)
-            if isinstance(config, HeadsConfig)
+            if isinstance(config, Headed)
         }
         built = []
         for part in parts:
@@ -191,7 +200,8 @@ class _Builder:
                     "of their own",
                 )
             n_heads, head_dim = next(iter(heads), (1, site.d_model))
-            where = site.but(d_model=width, n_heads=n_heads, head_dim=head_dim)
+            wide = width if "add" in part.cls.hooks else site.d_model
+            where = site.but(d_model=wide, n_heads=n_heads, head_dim=head_dim)
             built.append(self.at(path, part.build, where))
         return built
 

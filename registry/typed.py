@@ -4,49 +4,80 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, cast
 
+from ..core.block import Placement, Residual, residual_fits
 from ..core.component import Part
 from .marks import Node
 from .settings import ExportSettings, TrainSettings
 
 NUMBER = r"\{([a-z_]+)\}"
 """What stands for a number in the name of a module."""
+PREFIX = "{prefix}"
+"""What stands for the prefix of a checkpoint's names in the place of a module."""
 MAYBE = "?"
 """What ends the name of something that a model may not have."""
+LAYERS = "layers"
+"""What a path to an option of a kind of layers begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
     """Say what one block is made of.
 
-    `position`: null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds.
-    `residual`: the dtype in which sublayers are summed: the model's, or at least fp32.
+    `residual`: whether what a sublayer adds is added to its input before the norm in front of it, or after. `position`:
+    null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds. `beside`: what mixes
+    tokens beside the rest: it reads what the layer reads, without positions, and adds to what the layer gives.
+    `unnormed`: sublayers that go without the norm before them. `residual_dtype`: in which they are summed: the model's,
+    or fp32 at least.
     """
 
-    placement: Literal["pre", "post", "sandwich", "parallel", "parallel_norms"] = "pre"
+    placement: Placement = "pre"
+    residual: Residual = "before"
     norm: Annotated[Part | None, "norm"]
     attention: Annotated[Part | None, "attention"]
     cross_attention: Annotated[Part | None, "attention"] = None
     feedforward: Annotated[Part | None, "feedforward"]
     position: Annotated[tuple[Part, ...] | None, "position"] = None
     dropout: float = 0.0
-    residual: Literal["model", "fp32"] = "model"
+    beside: Annotated[Part | None, "attention"] = None
+    unnormed: tuple[Literal["attention", "cross_attention", "feedforward", "beside"], ...] = ()
+    residual_dtype: Literal["model", "fp32"] = "model"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: must be from 0 to below 1, not {self.dropout}")
+        residual_fits(self.placement, self.residual)
+        if self.beside is not None and self.residual == "after":
+            raise ValueError("beside: what is added to a norm of its own has no place where residual is after")
+        if self.unnormed and self.placement not in ("pre", "sandwich", "parallel_norms"):
+            raise ValueError(f"unnormed: placement '{self.placement}' has no norm before each sublayer to leave out")
+        if lost := [name for name in self.unnormed if getattr(self, name) is None]:
+            raise ValueError(f"unnormed: there is no {lost[0]} in this layer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackSpec:
-    """Say what one stack is made of: what it embeds, its positions, its blocks in order and its last norm."""
+    """Say what one stack is made of: what it embeds, its positions, its blocks in order and its last norm.
+
+    `halve_every`: after how many layers the vectors are halved, again and again, so that they fit into fp16 at any
+    depth; 0 or less for never. Norms see to it that the model stays the same, but for their eps.
+    """
 
     embedding: Annotated[Part | None, "embedding"]
     position: Annotated[tuple[Part, ...], "position"]
     layers: tuple[LayerSpec, ...]
     norm: Annotated[Part | None, "norm"]
+    halve_every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.halve_every > 0 and any(layer.placement == "post" for layer in self.layers):
+            raise ValueError("halve_every: norms after the residual (placement post) undo it; leave it out")
+
+    def halvings(self, layer: int) -> int:
+        """Return how often the vectors are halved before a layer, counted from 0."""
+        return layer // self.halve_every if self.halve_every > 0 else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +126,15 @@ class FieldSettings:
 
     `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
     they differ; others are refused. `cases`: their value -> a piece of a spec that is laid over this one instead.
-    `each`: the field is a list with an item a layer; item -> what that layer changes in `layer`. `count`: the field
-    that says how many layers there are; a default of fewer items begins again. `counted`: whether what goes to the
-    options is how many items the field has.
+    `counted`: whether what goes to the options is how many items the field has. `when`: other fields -> what each must
+    be, or one of what, for this one to be read at all.
+
+    Fields that say which layers differ. `each`: a list with an item a layer, or with groups of items and how often each
+    comes; item -> what that layer changes in `layer`, or its name in `layers`. `first`: a number; the name of what the
+    first so many layers are. `every`: a number N; of what one of each N layers is: the last one, or the first where
+    `leads`. `listed`: a list of layers, from 0; of what these are. `others`: of what the rest are. `count`: the field
+    that says how many layers there are; a default of `each` with fewer items begins again, and with `again` any list
+    does, and is cut where it has more.
     """
 
     to: tuple[str, ...] | str = ()
@@ -105,46 +142,82 @@ class FieldSettings:
     values: Mapping[str, Node] = field(default_factory=dict)
     cases: Mapping[str, Node] = field(default_factory=dict)
     each: Mapping[str, Node] = field(default_factory=dict)
+    first: str | None = None
+    every: str | None = None
+    listed: str | None = None
+    others: str | None = None
     count: str | None = None
+    again: bool = False
+    leads: bool = False
+    when: Mapping[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        rules = [name for name in ("each", "first", "every", "listed") if getattr(self, name)]
+        if len(rules) > 1:
+            raise ValueError(f"{rules[1]}: a field says in one way which layers differ, and this one has {rules[0]}")
         if self.values and not self.to:
             raise ValueError("values: need an option to go to: give `to`")
         if self.counted and (self.values or not self.to):
             raise ValueError("counted: a number goes to an option as it is: give `to`, and no `values`")
-        if self.each and (self.to or self.count is None):
-            raise ValueError("each: goes to the layers, not to an option, and needs `count`, their number")
+        if rules and (self.to or self.count is None):
+            raise ValueError(f"{rules[0]}: goes to the layers, not to an option, and needs `count`, their number")
+        if self.others and (self.each or not rules):
+            raise ValueError("others: are those that `first`, `every` or `listed` does not choose")
+        if self.again and not self.each:
+            raise ValueError("again: is for a list with an item a layer: give `each`")
         object.__setattr__(self, "to", (self.to,) if isinstance(self.to, str) else self.to)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the field says which layers differ."""
+        return bool(self.each or self.first or self.every or self.listed)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of layers that it names."""
+        named = {piece.value for piece in self.each.values() if isinstance(piece.value, str)}
+        named |= {to.split(".")[1] for to in self.to if to.startswith(f"{LAYERS}.")}
+        return named | {name for name in (self.first, self.every, self.listed, self.others) if name}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigSettings:
     """Say how a spec follows from the `config.json` of a Hugging Face folder.
 
-    `type`: its `model_type`. `architectures`: those that there are, the first where the file names none -> the piece of
-    a spec that each lays over this one. `fields`: field -> the option that its value goes to, several, or a map with
-    more; in order, a later one wins; `a.b` is field b of the map a. `defaults`: what fields are that the file leaves
-    out; within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields that change
-    nothing. `renamed`: an older name -> the name that it is read by.
+    `type`: its `model_type`. `start`: a piece of a spec that is laid over this one before all else. `architectures`:
+    those that there are, or patterns of them, the first where the file names none -> the piece of a spec that each lays
+    over this one, patterns first. `fields`: field -> the option that its value goes to, several, or a map with more; in
+    order, a later one wins; `a.b` is field b of the map a; null for a field that another spec read, and that there is
+    not. `layers`: name -> what layers of this kind change in `layer`; fields choose them by it, and a value goes to
+    `layers.NAME.OPTION`. `defaults`: what fields are that the file leaves out; within maps any may be. `same`: fields
+    that must be as given. `ignored`: glob patterns of fields that change nothing. `renamed`: an older name -> the name
+    that it is read by.
     """
 
     type: str
     architectures: Mapping[str, Node]
-    fields: Mapping[str, FieldSettings | tuple[str, ...] | str]
+    fields: Mapping[str, FieldSettings | tuple[str, ...] | str | None]
+    layers: Mapping[str, Node] = field(default_factory=dict)
     defaults: Mapping[str, Node] = field(default_factory=dict)
     same: Mapping[str, Node] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    start: Node | None = None
 
     def __post_init__(self) -> None:
         whole = {
             name: item if isinstance(item, FieldSettings) else FieldSettings(to=item)
             for name, item in self.fields.items()
+            if item is not None
         }
-        if odd := sorted(self.defaults.keys() - whole.keys()):
+        if odd := sorted(self.defaults.keys() - self.fields.keys()):
             raise ValueError(f"defaults: '{odd[0]}' is none of `fields`")
+        if odd := sorted({other for item in whole.values() for other in item.when} - whole.keys()):
+            raise ValueError(f"fields: '{odd[0]}' of a `when` is none of `fields`")
         if odd := sorted(self.same.keys() & whole.keys()):
             raise ValueError(f"same: '{odd[0]}' is one of `fields` too")
+        if odd := sorted({kind for item in whole.values() for kind in item.kinds} - self.layers.keys()):
+            raise ValueError(f"fields: '{odd[0]}' is none of `layers`")
         object.__setattr__(self, "fields", whole)
 
     @property
@@ -172,6 +245,7 @@ class HfSettings:
     def __post_init__(self) -> None:
         there = {ours: to for ours, to in self.modules.items() if to is not None}
         places = {ours: Place(at=to) if isinstance(to, str) else to for ours, to in there.items()}
+        places = {ours: replace(place, at=place.at.replace(PREFIX, self.prefix)) for ours, place in places.items()}
         for ours, place in places.items():
             if odd := sorted(set(re.findall(NUMBER, ours)) ^ set(re.findall(NUMBER, place.at))):
                 raise ValueError(f"modules: {{{odd[0]}}} must stand in both '{ours}' and '{place.at}', or in neither")

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from ..core.component import Part
 from .forms import Form, MapOf, Reading, Schemas, merge_maps
 from .manager import Registry
-from .marks import BROKEN, Node
-from .parts import NONE, PartForm
+from .marks import BROKEN, Node, node_of
+from .parts import NONE, PartForm, as_map
 from .records import Record, record_of
 from .settings import ExportSettings, TrainSettings
 from .typed import HfSettings, LayerSpec
@@ -36,14 +36,18 @@ class WrittenStack:
     """A stack of blocks.
 
     `embedding`: what turns its input to vectors. `position`: how order enters, one or several. `layer`: what every
-    block starts from. `layers`: groups of blocks, in order. `norm`: after the last block.
+    block starts from. `first`: what the very first block changes in what it would be. `layers`: groups of blocks, in
+    order. `norm`: after the last block. `halve_every`: after how many layers the vectors are halved, again and again,
+    so that they fit into fp16 at any depth; 0 for never.
     """
 
     embedding: Annotated[Part | None, "embedding"]
     position: Annotated[tuple[Part, ...], "position"]
     layer: LayerSpec
+    first: LayerSpec | None = None
     layers: tuple[Group, ...]
     norm: Annotated[Part | None, "norm"]
+    halve_every: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +96,27 @@ class HeadForm(Form):
         return (self.many if is_named(node) else self.one).bind(node, reading)
 
     def merge(self, base: Node, over: Node, reading: Reading) -> Node:
-        named = is_named(base) if "kind" not in over.items else False
-        return (self.many if named and is_named(over) else self.one).merge(base, over, reading)
+        """Lay a head over another; over named ones, options without a name are those of the one called `head`."""
+        if not is_named(base):
+            return self.one.merge(base, over, reading)
+        if self._names(base, over, reading):
+            return self.many.merge(base, over, reading)
+        if ONLY_HEAD not in base.items:
+            return over
+        return self.many.merge(base, node_of({ONLY_HEAD: over}, over.mark), reading)
+
+    def _names(self, base: Node, over: Node, reading: Reading) -> bool:
+        """Say whether what is laid over named heads names heads too, or holds options of one."""
+        if not isinstance(over.value, dict) or "kind" in over.items:
+            return False
+        if ONLY_HEAD not in base.items or over.items.keys() & base.items.keys():
+            return True
+        head = as_map(base.items[ONLY_HEAD])
+        kind = head.items.get("kind") if head else None
+        if kind is None or kind.value == NONE:
+            return is_named(over)
+        cls = self.one.component(kind, reading)
+        return cls is None or not over.items.keys() <= record_of(cls.Config).forms.keys()
 
     def dump(self, value: Mapping[str, Part], registry: Registry) -> Any:
         one = None if not value else value[ONLY_HEAD] if value.keys() == {ONLY_HEAD} else BROKEN

@@ -92,6 +92,7 @@ def _draft(subject: Subject) -> tuple[Draft, list[dict[str, Any]]]:
     elif kind == "topology":
         parts |= {"head": token_head()}
         layers = [{"placement": placement} for placement in PLACEMENTS]
+        layers += [{"placement": "pre", "residual": "after"}]
     return Draft(case, **parts), layers
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...core.attention import Declaration, Mechanism
 from ...core.context import Context
 from ...core.heads import HeadsConfig
-from ...core.softmax import softmax_attention, softmax_reference
+from ...core.softmax import softmax_attention, softmax_in, softmax_reference
 from ...core.state import MEMORY, PAST, Declared, Memories, Remembered
 
 
@@ -19,7 +19,7 @@ class FullAttention(Mechanism):
     """Let every token see every token that the model's rule allows (Vaswani et al. 2017)."""
 
     declares: ClassVar[Declaration] = Declaration(
-        can=frozenset({"causal", "two_sided", "cross", "documents", "rotate", "score", "compile"}), time=2.0
+        can=frozenset({"causal", "two_sided", "cross", "documents", "rotate", "score", "compile", "pairs"}), time=2.0
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -46,16 +46,7 @@ class FullAttention(Mechanism):
         if context.weights is not None:
             return self.reference(q, k, v, context, state)
         k, v, state = _extended(k, v, state)
-        plain = context.tokens.plain and (context.past is None or context.past.plain)
-        bias = context.score(context.tokens, None, q, k)
-        if plain and context.past is None:
-            return softmax_attention(
-                q, k, v, scale=self.scale, causal=context.causal, bias=bias, cap=self.config.soft_cap
-            ), state
-        if plain and q.shape[1] == 1:
-            return softmax_attention(q, k, v, scale=self.scale, bias=bias, cap=self.config.soft_cap), state
-        mask = context.once("visible", lambda: context.visible(context.keys))
-        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias, cap=self.config.soft_cap), state
+        return softmax_in(context, q, k, v, scale=self.scale, cap=self.config.soft_cap), state
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None

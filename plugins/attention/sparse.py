@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.attention import Declaration, Mechanism, is_exporting
+from ...core.blocks import block_tokens, cut, drawn, gathered, listed
 from ...core.component import Site
 from ...core.context import Context
 from ...core.heads import HeadsConfig
+from ...core.position import in_each_row
 from ...core.ring import ring_tokens, ring_write
 from ...core.softmax import softmax_attention, softmax_reference
 from ...core.state import PAST, Declared, Memories, Remembered
@@ -33,7 +34,10 @@ class SparseAttention(Mechanism):
     lowers: ClassVar[Mapping[str, str]] = {"onnx": "masked"}  # one Attention in place of its parts
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile"}),
-        lacks={"cross": "blocks compare positions of one sequence, and a memory's are those of another"},
+        lacks={
+            "cross": "blocks compare positions of one sequence, and a memory's are those of another",
+            "pairs": "its blocks follow the columns of one text",
+        },
     )
     chosen: Tensor
     table: Tensor
@@ -75,13 +79,10 @@ class SparseAttention(Mechanism):
         if self.table.is_meta:
             return
         table = self._pattern()
-        listed = np.where(table, np.arange(self.blocks), self.blocks)
-        listed = np.sort(listed, axis=1)[:, : self.chosen.shape[1]]
-        listed[listed == self.blocks] = -1
+        self.chosen.copy_(torch.from_numpy(listed(table, self.chosen.shape[1])))
         if not self.site.causal:
             table[: self.config.n_global] = True  # the first blocks see everything; `chosen` leaves that out
         self.table.copy_(torch.from_numpy(table))
-        self.chosen.copy_(torch.from_numpy(listed))
 
     def _pattern(self) -> NDArray[np.bool_]:
         config = self.config
@@ -94,9 +95,7 @@ class SparseAttention(Mechanism):
                 row |= back % config.stride == 0
             reachable = column <= i if self.site.causal else np.ones_like(row)
             row &= reachable
-            free = column[~row & reachable]
-            rank = _mixed(config.seed, i, free)
-            row[free[np.argsort(rank)[: config.n_random]]] = True
+            row[drawn(config.seed, i, column[~row & reachable], config.n_random)] = True
         return table
 
     @property
@@ -196,29 +195,17 @@ class SparseAttention(Mechanism):
     def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         block, (batch, length) = self.config.block, q.shape[:2]
         blocks = -(-length // block)
-        end = blocks * block - length
         chosen = self.chosen[:blocks]
-        chosen = chosen.masked_fill(chosen >= blocks, -1)
-        rows = chosen.clamp(min=0)
-
-        def cut(x: Tensor) -> Tensor:
-            """Return the blocks of x (B, T, ...): (B, N, block, ...)."""
-            padded: Tensor = F.pad(x, (0, 0) * (x.dim() - 2) + (0, end))
-            return padded.reshape(x.shape[0], blocks, block, *x.shape[2:])
-
-        def gather(x: Tensor) -> Tensor:
-            """Return each block's chosen blocks: (B * N, most * block, ...)."""
-            return cut(x)[:, rows].flatten(2, 3).flatten(0, 1)
-
+        chosen = chosen.masked_fill(chosen >= blocks, -1).unsqueeze(0)
         q_tokens, k_tokens = context.tokens.once(
-            ("sparse blocks", self.config), lambda: _block_tokens(context.tokens, chosen, cut, gather)
+            ("sparse blocks", self.config), lambda: block_tokens(context.tokens, chosen, block)
         )
-        q, k, v = cut(q).flatten(0, 1), gather(k), gather(v)
+        q, k, v = cut(q, block).flatten(0, 1), gathered(k, chosen, block), gathered(v, chosen, block)
         mask = context.once(("sparse mask", self.config), lambda: self.visible(q_tokens, k_tokens))
         bias = context.score(q_tokens, k_tokens, q, k)
         if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
             mask = mask.repeat(batch, 1, 1)
-            bias = None if bias is None else bias.repeat(batch, 1, 1, 1)
+            bias = None if bias is None else in_each_row(bias, q.shape[0])
         y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias)
         mixed: Tensor = y.unflatten(0, (batch, blocks))
         return mixed.flatten(1, 2)[:, :length]
@@ -230,17 +217,6 @@ class SparseAttention(Mechanism):
         return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=context.score(tokens, context.tokens, q, k))
 
 
-def _block_tokens(
-    tokens: Tokens, chosen: Tensor, cut: Callable[[Tensor], Tensor], gather: Callable[[Tensor], Tensor]
-) -> tuple[Tokens, Tokens]:
-    """Return the tokens of each block's queries and of its chosen keys; keys that stand nowhere are not valid."""
-    rows = tokens.pos.shape[0] if tokens.valid is None else tokens.valid.shape[0]
-    pos = tokens.pos.expand(rows, -1)
-    real = torch.ones_like(pos, dtype=torch.bool) if tokens.valid is None else tokens.valid
-    listed = (chosen >= 0).unsqueeze(-1).expand(-1, -1, cut(pos).shape[2]).flatten(1).repeat(rows, 1)
-    return Tokens(cut(pos).flatten(0, 1)), Tokens(gather(pos), gather(real) & listed)
-
-
 def _head_write(head: Tensor, new: Tensor, seen: Tensor, length: Tensor | None) -> Tensor:
     """Return head (B, size, ...) with those of the new entries (B, T, ...) whose position is below its size."""
     if new.shape[1] == 0:
@@ -250,12 +226,3 @@ def _head_write(head: Tensor, new: Tensor, seen: Tensor, length: Tensor | None) 
     index = column.clamp(min=0, max=new.shape[1] - 1)[:, :, None, None].expand(-1, -1, *new.shape[2:])
     taken = (column >= 0) & (column < brought.unsqueeze(1))
     return torch.where(taken[:, :, None, None], new.gather(1, index), head)
-
-
-def _mixed(seed: int, i: int, j: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return a hash of (seed, i, j) for each j, by the finalizer of splitmix64 (Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        x = (np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)) ^ ((np.uint64(i) << np.uint64(32)) | j.astype(np.uint64))
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        return x ^ (x >> np.uint64(31))

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.component import Site
-from ...core.embedding import Embedding, Input
+from ...core.embedding import Embedding
+from ...core.inputs import Input
 
 
 class Patch2dEmbedding(Embedding):

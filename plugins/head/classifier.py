@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar
 
-import torch
 from torch import Tensor
 
-from ...core.component import Site
+from ...core.component import Part, Site
 from ...core.embedding import Embedding
 from ...core.feedforward import Activation, activate
 from ...core.head import Head
 from ...core.linear import Linear
+from ...core.pooling import Pool, pooled, pooled_reference
 
 
 class ClassifierHead(Head):
@@ -24,13 +24,17 @@ class ClassifierHead(Head):
     class Config:
         """n_classes: what there is to choose from; 1 for one score, by which several sequences are compared.
 
-        pool: the `mean` of real tokens, the `first` or the `last` one. transform: map what is pooled and activate it
-        first (tanh: the pooler of Devlin et al. 2019).
+        pool: the `mean` of real tokens, the `first` or the `last` one, or the `max` of each entry. transform: map what
+        is pooled and activate it first (tanh: the pooler of Devlin et al. 2019). transform_bias: on that map. norm: of
+        what is scored. bias: on the scores.
         """
 
         n_classes: int
-        pool: Literal["mean", "first", "last"] = "mean"
+        pool: Pool = "mean"
         transform: Activation | None = None
+        transform_bias: bool = True
+        norm: Annotated[Part | None, "norm"] = None
+        bias: bool = True
 
         def __post_init__(self) -> None:
             if self.n_classes < 1:
@@ -40,36 +44,21 @@ class ClassifierHead(Head):
 
     def __init__(self, config: Config, site: Site, embedding: Embedding) -> None:
         super().__init__(config, site, embedding)
-        self.transform = Linear(site.d_model, site.d_model, bias=True) if config.transform is not None else None
-        self.out = Linear(site.d_model, config.n_classes, bias=True)
+        mapped, biased = config.transform is not None, config.transform_bias
+        self.transform = Linear(site.d_model, site.d_model, bias=biased) if mapped else None
+        self.norm = None if config.norm is None else config.norm.build(site)
+        self.out = Linear(site.d_model, config.n_classes, bias=config.bias)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits (B, n_classes) for hidden (B, T, C), mask (B, T); a row without real tokens pools to 0."""
-        return self._scores(torch.einsum("bt,btc->bc", self._share(hidden, mask), hidden))
+        return self._scores(pooled(self.config.pool, hidden, mask))
 
     def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the same row by row."""
-        rows = []
-        for i in range(hidden.shape[0]):
-            real = hidden[i] if mask is None else hidden[i][mask[i].bool()]
-            if len(real) == 0:
-                rows.append(hidden.new_zeros(hidden.shape[-1]))
-            elif self.config.pool == "mean":
-                rows.append(real.mean(0))
-            else:
-                rows.append(real[0 if self.config.pool == "first" else -1])
-        return self._scores(torch.stack(rows))
+        return self._scores(pooled_reference(self.config.pool, hidden, mask))
 
-    def _scores(self, pooled: Tensor) -> Tensor:
+    def _scores(self, vector: Tensor) -> Tensor:
         if self.transform is not None and self.config.transform is not None:
-            pooled = activate(self.config.transform, self.transform(pooled))
-        logits: Tensor = self.out(pooled)
+            vector = activate(self.config.transform, self.transform(vector))
+        logits: Tensor = self.out(vector if self.norm is None else self.norm(vector))
         return logits
-
-    def _share(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Return how much of each token is pooled, (B, T)."""
-        real = hidden.new_ones(hidden.shape[:2]) if mask is None else mask.to(hidden.dtype)
-        if self.config.pool == "mean":
-            return real / real.sum(1, keepdim=True).clamp(min=1)
-        rank = real.cumsum(1) if self.config.pool == "first" else real.flip(1).cumsum(1).flip(1)
-        return real * (rank == 1)

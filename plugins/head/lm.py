@@ -26,9 +26,9 @@ class LmHead(Head):
     class Config:
         """tied: share the embedding's table. vocab_size: the embedding's when left out. bias: on the logits.
 
-        transform: map the hidden states and activate them first, with a bias (Devlin et al. 2019). norm: after that
-        map. scale: of the hidden states that are scored (rsqrt_d_model: d_model^-1/2, Raffel et al. 2020). soft_cap:
-        how far logits may be from 0; they near it as a tanh does (Gemma Team 2024).
+        transform: map the hidden states and activate them first (Devlin et al. 2019). transform_bias: on that map.
+        norm: after that map. scale: of the hidden states that are scored (rsqrt_d_model: d_model^-1/2, Raffel et al.
+        2020). soft_cap: how far logits may be from 0; they near it as a tanh does (Gemma Team 2024).
 
         A shared table that is narrower than the model is reached by such a map too, plain where there is no transform.
         """
@@ -37,6 +37,7 @@ class LmHead(Head):
         vocab_size: int | None = None
         bias: bool = False
         transform: Activation | None = None
+        transform_bias: bool = True
         norm: Annotated[Part | None, "norm"] = None
         scale: float | Literal["rsqrt_d_model"] = 1.0
         soft_cap: float | None = None
@@ -57,7 +58,8 @@ class LmHead(Head):
         width = embedding.table().shape[1] if config.tied else site.d_model
         mapped = config.transform is not None or width != site.d_model
         self.scale = site.d_model**-0.5 if config.scale == "rsqrt_d_model" else config.scale
-        self.transform = Linear(site.d_model, width, bias=config.transform is not None) if mapped else None
+        biased = config.transform is not None and config.transform_bias
+        self.transform = Linear(site.d_model, width, bias=biased) if mapped else None
         self.norm = None if config.norm is None else config.norm.build(site.but(d_model=width))
         self.source = Borrowed(embedding) if config.tied else None
         self.weight = None if config.tied else nn.Parameter(torch.empty(size, width))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ...core.embedding import Input
+from ...core.inputs import Input
 from ...core.stack import Stack
 from ...core.state import Declared, State
 from ...core.topology import Graph, Output, StackRole, Tensors, Topology

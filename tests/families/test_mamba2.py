@@ -58,13 +58,15 @@ def test_sums_in_fp32_where_the_rest_is_not(tmp_path: Path) -> None:
     theirs.backbone.embeddings.weight.mul_(100.0)
     exact = theirs(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     ours = there_and_back(theirs, tmp_path).to(torch.bfloat16)
-    _, narrow = transom.import_checkpoint(tmp_path / "hf", family_spec(tmp_path / "hf", ["model.layer.residual=model"]))
+    _, narrow = transom.import_checkpoint(
+        tmp_path / "hf", family_spec(tmp_path / "hf", ["model.layer.residual_dtype=model"])
+    )
     found, other = (model(input_ids=ids).hidden for model in (ours, narrow.to(torch.bfloat16)))
     wanted = theirs.to(torch.bfloat16)(input_ids=ids, output_hidden_states=True).hidden_states[-1]
     assert found.dtype == torch.bfloat16
     off, off_there, off_narrow = ((each.float() - exact).square().mean() for each in (found, wanted, other))
     assert off < 3.0 * off_there  # the peer gives fp32, of which it makes logits in bfloat16
-    assert off < 0.1 * off_narrow
+    assert off < 0.5 * off_narrow
 
 
 def test_its_file_is_read_whole(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from planted.fault import planted
-from transom.core.embedding import Input
+from transom.core.inputs import Input
 from transom.registry.manager import get
 
 TOKEN, PATCH = get("embedding", "token"), get("embedding", "patch_2d")

@@ -1,0 +1,31 @@
+"""The config.json of published checkpoints, as they lie there, in `published/`: one for each checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transom.interop.config import laid_over
+from transom.interop.families import family_of
+from transom.registry.sources import families
+from transom.registry.spec import Spec, load_spec
+
+FOLDER = Path(__file__).with_name("published")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """Return the config of one checkpoint."""
+    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def spec_of(config: Mapping[str, Any], source: str) -> Spec:
+    """Return the spec that a config comes to, without the checkpoint's weights and tokenizer."""
+    place = families()[family_of(config, Path(source))]
+    hf = load_spec(place).hf
+    assert hf is not None
+    assert hf.config is not None
+    return load_spec(place, laid=laid_over(config, source, hf.config))
