@@ -36,12 +36,15 @@ from .norm.layer import LayerNorm
 from .norm.rms import RmsNorm
 from .objective.causal_lm import CausalLmObjective
 from .objective.classification import ClassificationObjective
+from .objective.gap_sentences import GapSentencesObjective
 from .objective.infilling import InfillingObjective
 from .objective.masked_lm import MaskedLmObjective
+from .objective.next_sentence import NextSentenceObjective
 from .objective.permuted_lm import PermutedLmObjective
 from .objective.replaced_token import ReplacedTokenObjective
 from .objective.seq2seq_lm import Seq2seqLmObjective
 from .objective.span_corruption import SpanCorruptionObjective
+from .objective.sum import SumObjective
 from .position.alibi import AlibiPosition
 from .position.disentangled import DisentangledPosition
 from .position.learned import LearnedPosition

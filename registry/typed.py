@@ -14,6 +14,8 @@ from .settings import ExportSettings, TrainSettings
 
 NUMBER = r"\{([a-z_]+)\}"
 """What stands for a number in the name of a module."""
+STACK = "stack"
+"""What stands, in braces, for the name of a stack, where others stand for a number."""
 PREFIX = "{prefix}"
 """What stands for the prefix of a checkpoint's names in the place of a module."""
 MAYBE = "?"
@@ -109,6 +111,11 @@ class Place:
     layout: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
+    def behind(self, prefix: str) -> Place:
+        """Return this place with a prefix in the place of what stands for it."""
+        names = {ours: theirs.replace(PREFIX, prefix) for ours, theirs in self.names.items()}
+        return replace(self, at=self.at.replace(PREFIX, prefix), names=names)
+
     @property
     def sure(self) -> Sequence[str]:
         """The names that the layout must have."""
@@ -186,12 +193,12 @@ class ConfigSettings:
 
     `type`: its `model_type`. `start`: a piece of a spec that is laid over this one before all else. `architectures`:
     those that there are, or patterns of them, the first where the file names none -> the piece of a spec that each lays
-    over this one, patterns first. `fields`: field -> the option that its value goes to, several, or a map with more; in
-    order, a later one wins; `a.b` is field b of the map a; null for a field that another spec read, and that there is
-    not. `layers`: name -> what layers of this kind change in `layer`; fields choose them by it, and a value goes to
-    `layers.NAME.OPTION`. `defaults`: what fields are that the file leaves out; within maps any may be. `same`: fields
-    that must be as given. `ignored`: glob patterns of fields that change nothing. `renamed`: an older name -> the name
-    that it is read by.
+    over this one, or the name of another that it is like; patterns first. `fields`: field -> the option that its value
+    goes to, several, or a map with more; in order, a later one wins; `a.b` is field b of the map a; null for a field
+    that another spec read, and that there is not. `layers`: name -> what layers of this kind change in `layer`; fields
+    choose them by it, and a value goes to `layers.NAME.OPTION`. `defaults`: what fields are that the file leaves out;
+    within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields that change
+    nothing. `renamed`: an older name -> the name that it is read by.
     """
 
     type: str
@@ -218,7 +225,19 @@ class ConfigSettings:
             raise ValueError(f"same: '{odd[0]}' is one of `fields` too")
         if odd := sorted({kind for item in whole.values() for kind in item.kinds} - self.layers.keys()):
             raise ValueError(f"fields: '{odd[0]}' is none of `layers`")
+        for name in self.architectures:
+            self.piece(name)
         object.__setattr__(self, "fields", whole)
+
+    def piece(self, architecture: str) -> Node:
+        """Return the piece of a spec that an architecture lays over, that of the one which it is like."""
+        seen, node = [architecture], self.architectures[architecture]
+        while isinstance(node.value, str):
+            if node.value not in self.architectures or node.value in seen:
+                raise ValueError(f"architectures: {architecture} is like '{node.value}', which has no piece of a spec")
+            seen.append(node.value)
+            node = self.architectures[node.value]
+        return node
 
     @property
     def readings(self) -> Mapping[str, FieldSettings]:
@@ -232,22 +251,25 @@ class HfSettings:
 
     `modules`: our module -> theirs, or a map of where it is and how it is laid out there, or null for a module that
     another spec named and that is not there; `{layer}` in both stands for any number, and `norm?` for a module that may
-    not be there. `ignore`: glob patterns of
-    tensors that carry no weight. `prefix`: what their names begin with, and may be without in some checkpoints.
-    `config`: how the rest of the spec follows from `config.json`, where it does.
+    not be there. `{stack}` stands for the name of any stack, and may be left out of theirs where the model has but one.
+    `ignore`: glob patterns of tensors that carry no weight. `prefix`: what their names begin with, and may be without
+    in some checkpoints; `{prefix}` in a place stands for it. `endings`: what names end in -> how this checkpoint has
+    it. `config`: how the rest of the spec follows from `config.json`, where it does.
     """
 
     modules: Mapping[str, Place | str | None]
     ignore: tuple[str, ...] = ()
     prefix: str = ""
+    endings: Mapping[str, str] = field(default_factory=dict)
     config: ConfigSettings | None = field(default=None, compare=False)  # a run is past it, and does not keep it
 
     def __post_init__(self) -> None:
         there = {ours: to for ours, to in self.modules.items() if to is not None}
         places = {ours: Place(at=to) if isinstance(to, str) else to for ours, to in there.items()}
-        places = {ours: replace(place, at=place.at.replace(PREFIX, self.prefix)) for ours, place in places.items()}
+        places = {ours: place.behind(self.prefix) for ours, place in places.items()}
         for ours, place in places.items():
-            if odd := sorted(set(re.findall(NUMBER, ours)) ^ set(re.findall(NUMBER, place.at))):
+            here, other = (set(re.findall(NUMBER, name)) for name in (ours, place.at))
+            if odd := sorted((here ^ other) - (here & {STACK})):
                 raise ValueError(f"modules: {{{odd[0]}}} must stand in both '{ours}' and '{place.at}', or in neither")
         object.__setattr__(self, "modules", places)  # written out, so that specs that say the same are equal
 

@@ -20,10 +20,6 @@ from transformers import (
 )
 from two_sided import broken_by, drawn, encoder_parity, masks, sharpened, spreads, there_and_back
 
-import transom
-from transom.errors import SpecError
-from transom.interop import family_spec, import_checkpoint
-
 INPUTS = {"input_ids": 83, "token_type_ids": 5}
 
 
