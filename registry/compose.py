@@ -172,6 +172,7 @@ class _Builder:
         return Block(
             sublayers, norms, placement=layer.placement, residual=layer.residual, positions=positions,
             dropout=layer.dropout, halvings=before, halves=after > before,
+            wide=layer.residual_dtype == "fp32",
         )  # fmt: skip
 
     def positions(

@@ -31,7 +31,8 @@ class LayerSpec:
     `residual`: whether what a sublayer adds is added to its input before the norm in front of it, or after. `position`:
     null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds. `beside`: what mixes
     tokens beside the rest: it reads what the layer reads, without positions, and adds to what the layer gives.
-    `unnormed`: sublayers that go without the norm before them.
+    `unnormed`: sublayers that go without the norm before them. `residual_dtype`: in which they are summed: the model's,
+    or fp32 at least.
     """
 
     placement: Placement = "pre"
@@ -44,6 +45,7 @@ class LayerSpec:
     dropout: float = 0.0
     beside: Annotated[Part | None, "attention"] = None
     unnormed: tuple[Literal["attention", "cross_attention", "feedforward", "beside"], ...] = ()
+    residual_dtype: Literal["model", "fp32"] = "model"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
