@@ -29,8 +29,8 @@ class Block(nn.Module):
     sublayer adds is added to x as it is `before` the norm in front of it, or `after` it: norm(x) + f(norm(x)), as BLOOM
     may (Le Scao et al. 2022). `norms`: name of a sublayer -> its norm (`after_` of it for the second of a sandwich); a
     missing norm is no norm. `positions`: encodings of this layer alone; None for the stack's. `halvings`: how often x
-    was halved on its way here, so that what is added must be. `halves`: whether x is halved once more behind this
-    layer. `wide`: whether x is summed, and handed on, at least in fp32.
+    is halved on its way here, as what is added must be, and how often on its way to the next layer. `wide`: whether x
+    is summed, and handed on, at least in fp32.
 
     The sublayer `beside` comes last, and reads what the first one did: h + f(norm(x)), say, where h is what the others
     made of x.
@@ -45,8 +45,7 @@ class Block(nn.Module):
         residual: Residual = "before",
         positions: Sequence[Position] | None = None,
         dropout: float = 0.0,
-        halvings: int = 0,
-        halves: bool = False,
+        halvings: tuple[int, int] = (0, 0),
         wide: bool = False,
     ) -> None:
         super().__init__()
@@ -59,8 +58,8 @@ class Block(nn.Module):
             self.add_module(f"{name}_norm", norm)
         self.positions = None if positions is None else nn.ModuleList(positions)
         self.dropout = dropout
-        self.share = 0.5**halvings
-        self.halves = halves
+        self.share = 0.5 ** halvings[0]
+        self.halves = halvings[1] > halvings[0]
         self._parallel = placement in ("parallel", "parallel_norms")
         self._after = residual == "after"
         # By sublayer, the norms before it, after it, and after its residual. Read by name from what is registered: a

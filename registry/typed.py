@@ -58,6 +58,12 @@ class LayerSpec:
         if lost := [name for name in self.unnormed if getattr(self, name) is None]:
             raise ValueError(f"unnormed: there is no {lost[0]} in this layer")
 
+    @property
+    def fixes_size(self) -> bool:
+        """Whether it sets the size of what is carried from layer to layer, or adds vectors of a size of their own."""
+        added = any("add" in part.cls.hooks for part in self.position or ())
+        return added or self.placement == "post" or self.residual == "after"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StackSpec:
@@ -74,12 +80,13 @@ class StackSpec:
     halve_every: int = 0
 
     def __post_init__(self) -> None:
-        if self.halve_every > 0 and any(layer.placement == "post" for layer in self.layers):
-            raise ValueError("halve_every: norms after the residual (placement post) undo it; leave it out")
+        if self.halve_every > 0 and any(layer.fixes_size for layer in self.layers):
+            raise ValueError("halve_every: the vectors are of a fixed size where norms stand on their way (placement "
+                             "post, residual after) or a layer adds positions; leave it out")  # fmt: skip
 
-    def halvings(self, layer: int) -> int:
-        """Return how often the vectors are halved before a layer, counted from 0."""
-        return layer // self.halve_every if self.halve_every > 0 else 0
+    def halvings(self, layer: int) -> tuple[int, int]:
+        """Return how often the vectors are halved before a layer, counted from 0, and before the next."""
+        return (layer // self.halve_every, (layer + 1) // self.halve_every) if self.halve_every > 0 else (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
