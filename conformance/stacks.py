@@ -44,6 +44,10 @@ class Vectors(Embedding):
         """Return x (B, T, C)."""
         return x
 
+    def asking(self) -> Tensor:
+        """Return ones, (C,)."""
+        return torch.ones(self.width)
+
 
 # -- building ---------------------------------------------------------------------------------------------------------
 

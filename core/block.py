@@ -27,7 +27,8 @@ class Block(nn.Module):
     sublayer adds is added to x as it is `before` the norm in front of it, or `after` it: norm(x) + f(norm(x)), as BLOOM
     may (Le Scao et al. 2022). `norms`: name of a sublayer -> its norm (`after_` of it for the second of a sandwich); a
     missing norm is no norm. `positions`: encodings of this layer alone; None for the stack's. `halvings`: how often x
-    was halved on its way here, so that what is added must be. `halves`: whether x is halved once more behind this layer.
+    was halved on its way here, so that what is added must be. `halves`: whether x is halved once more behind this
+    layer.
 
     The sublayer `beside` comes last, and reads what the first one did: h + f(norm(x)), say, where h is what the others
     made of x.

@@ -14,7 +14,7 @@ from .component import Part, Site
 from .context import Context
 from .inputs import Input
 from .linear import Fused, Linear
-from .moves import Concat, Heads, Layouts, Move, Take, conv1d
+from .moves import Concat, Heads, Layouts, Move, Reshape, Take, Transpose, conv1d
 from .state import Declared, Memories
 from .sublayer import Sublayer
 from .tokens import Tokens
@@ -128,7 +128,8 @@ class MultiHeadAttention(Sublayer):
         """Publish q, k and v apart or fused; the mechanism's own entries are laid over these.
 
         `separate`: q_proj, k_proj, v_proj, o_proj. Of self-attention also `fused`: [Q|K|V] in qkv, o_proj; `conv1d`:
-        the same, transposed, in c_attn, c_proj; `per_head`: query_key_value of each group of heads in turn, dense.
+        the same, transposed, in c_attn, c_proj; `per_head`: query_key_value of each group of heads in turn, dense;
+        `by_head`: the separate ones as (C, H, D), the output too.
         What belongs to the mechanism alone has the name there that it has in the mechanism.
         """
         inner = set(self.mechanism.state_dict())
@@ -147,11 +148,20 @@ class MultiHeadAttention(Sublayer):
         q, k, v, o = (Take(f"{name}_proj.{kind}") for name in "qkvo")
         if self.site.cross:
             return {"separate": {f"q.{kind}": q, f"kv.{kind}": Concat((k, v), (kv_rows, kv_rows)), f"out.{kind}": o}}
+        apart = [
+            _by_head(f"{name}_proj.{kind}", self.site.d_model, heads)
+            for name, heads in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads))
+        ]
+        whole = (self.site.d_model, *self.heads)
         group = (rows // self.kv_heads[0], self.kv_heads[1], self.kv_heads[1])
         pairs: dict[str, tuple[Move, Move]] = {
             "separate": (Concat((q, k, v), (rows, kv_rows, kv_rows)), o),
             "fused": (Take(f"qkv.{kind}"), o),
             "conv1d": (conv1d(f"c_attn.{kind}"), conv1d(f"c_proj.{kind}")),
+            "by_head": (
+                Concat(tuple(apart), (rows, kv_rows, kv_rows)),
+                Reshape(o, whole, (self.site.d_model, rows)) if kind == "weight" else o,
+            ),
             "per_head": (Heads(Take(f"query_key_value.{kind}"), self.kv_heads[0], group), Take(f"dense.{kind}")),
         }
         return {layout: {f"qkv.{kind}": qkv, f"out.{kind}": out} for layout, (qkv, out) in pairs.items()}
@@ -224,7 +234,9 @@ class MultiHeadAttention(Sublayer):
             q, k = context.rotate(qk).split_with_sizes(self.shares[:2], -2)
         else:
             q, k, v = qkv.split_with_sizes(self.shares, -2)
-        valid = context.tokens.valid
+        if context.asked:
+            k, v = k[:, : -context.asked], v[:, : -context.asked]
+        valid = context.own.valid
         return (q, k, v) if valid is None else (q, *_silence(k, v, valid))
 
     def _queries(self, x: Tensor) -> Tensor:
@@ -246,6 +258,14 @@ class MultiHeadAttention(Sublayer):
             mixed = mixed * torch.sigmoid(self.gate(x))
         y: Tensor = self.out(mixed)
         return y
+
+
+def _by_head(name: str, width: int, heads: tuple[int, int]) -> Move:
+    """Take a projection's weight that is published as (C, H, D), or its bias, as (H, D)."""
+    rows = heads[0] * heads[1]
+    if name.endswith("bias"):
+        return Reshape(Take(name), heads, (rows,))
+    return Transpose(Reshape(Take(name), (width, *heads), (width, rows)))
 
 
 def _silence(k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -61,3 +62,11 @@ class Fused(Linear):
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
     """Return x in fp32, or in fp64 when it already is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def exactly(x: torch.Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast rounds nothing of what is computed where x is."""
+    # The meta device knows no autocast.
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

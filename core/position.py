@@ -54,6 +54,10 @@ class Position(nn.Module, Component, ABC):
         """Return how many tokens in a row it has places for: `max_seq_len`, unless it says less."""
         return self.site.max_seq_len
 
+    def edges(self) -> tuple[int, ...]:
+        """Return the lengths, in tokens, beyond which a text's state can't be used that was begun before; none here."""
+        return ()
+
     def add(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return embeddings x (B, T, C) with their positions added."""
         raise NotImplementedError(f"{type(self).__name__} declares no hook 'add'")

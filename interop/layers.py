@@ -70,7 +70,7 @@ class Layers:
             near = nearest(text_of(odd[0]), reading.each)
             self.note(odd[0], f"{shown(odd[0].plain())} is not known to the family{near}")
             return
-        if not given:
+        if texts and (reading.again or not given):
             texts = list(islice(cycle(texts), max(count, 0)))
         if not texts or count != len(texts):
             self.note(node, f"should be a list of {count}, as {reading.count} says, not of {len(texts)}")

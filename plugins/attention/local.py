@@ -27,7 +27,10 @@ class LocalAttention(Mechanism):
     lowers: ClassVar[Mapping[str, str]] = {"onnx": "masked"}  # one Attention in place of its parts
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile"}),
-        lacks={"cross": "a window compares positions of one sequence, and a memory's are those of another"},
+        lacks={
+            "cross": "a window compares positions of one sequence, and a memory's are those of another",
+            "pairs": "its blocks and its ring follow the columns of one text, a window apart",
+        },
     )
 
     @dataclass(frozen=True, kw_only=True)
