@@ -30,8 +30,9 @@ class LmHead(Head):
         """tied: share the embedding's table. vocab_size: the embedding's when left out. bias: on the logits.
 
         feedforward: what is added to the hidden states first, each token's on its own (Zaheer et al. 2020). transform:
-        map them and activate them, with a bias (Devlin et al. 2019). norm: after these. scale: of the hidden states that are scored (rsqrt_d_model: d_model^-1/2, Raffel et al. 2020). soft_cap:
-        how far logits may be from 0; they near it as a tanh does (Gemma Team 2024).
+        map them and activate them, with a bias (Devlin et al. 2019). norm: after these. scale: of the hidden states
+        that are scored (rsqrt_d_model: d_model^-1/2, Raffel et al. 2020). soft_cap: how far logits may be from 0; they
+        near it as a tanh does (Gemma Team 2024).
 
         A shared table that is narrower than the model is reached by such a map too, plain where there is no transform.
         """
