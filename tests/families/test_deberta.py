@@ -100,7 +100,12 @@ def test_every_option_counts(tmp_path: Path) -> None:
 
 
 def test_far_distances_share_a_bucket_as_the_peer_s_do(tmp_path: Path) -> None:
-    more = {"position_buckets": 32, "max_relative_positions": 128, "max_position_embeddings": 301, "num_hidden_layers": 1}
+    more = {
+        "position_buckets": 32,
+        "max_relative_positions": 128,
+        "max_position_embeddings": 301,
+        "num_hidden_layers": 1,
+    }
     theirs = sharpened(DebertaV2ForMaskedLM(config(**more)))
     encoder_parity(theirs, tmp_path, INPUTS, {"words": "logits"}, length=277)
 
