@@ -45,6 +45,7 @@ class Stack(nn.Module):
         own = [position for block in blocks if block.positions is not None for position in block.own_positions]
         self.all_positions = (*positions, *own)
         self._most = min([site.max_seq_len, *(position.most() for position in self.all_positions)])
+        self.edges = sorted({edge for position in self.all_positions for edge in position.edges()})
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
         self.checkpoint_activations = False
@@ -64,6 +65,7 @@ class Stack(nn.Module):
         ]
         self._declared = self._declare()
         self._appends = "pos" in self._declared
+        self._beside = any("beside" in block.names for block in blocks)
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -218,13 +220,19 @@ class Stack(nn.Module):
     def _run(
         self, x: Tensor, context: Context, cross: Context, state: State | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        # Positions are those of a layer's attention: what stands beside it has none.
         contexts = {"attention": context, "cross_attention": cross, "feedforward": context}
+        if self._beside:
+            contexts["beside"] = context.at(())
         tensors: dict[str, Tensor] = {}
+        dtype = x.dtype
         for block, subs in zip(self.blocks, self._state_names, strict=True):
+            if x.dtype != dtype and not block.wide:
+                x = x.to(dtype)
             here = contexts
             if block.positions is not None:
                 own = context.at(block.own_positions)
-                here = {"attention": own, "cross_attention": cross, "feedforward": own}
+                here = contexts | {"attention": own, "feedforward": own}
             if state is None:
                 if self.checkpoint_activations and torch.is_grad_enabled():
                     x, _ = checkpoint(block, x, here, use_reentrant=False)
@@ -238,7 +246,7 @@ class Stack(nn.Module):
             for sub, names in subs.items():
                 for key, name in names.items():
                     tensors[name] = after[sub][key]
-        return x, tensors
+        return x if x.dtype == dtype else x.to(dtype), tensors
 
     def _tokens(self, x: Tensor, packing: Packing | None, doc: Tensor | None, state: State | None) -> Tokens:
         valid = None if packing is None else packing.valid
@@ -308,6 +316,8 @@ class Stack(nn.Module):
                     )
                 mask = mask[:, past:]
         self._check_length(length, mask, state)
+        if state is not None and state.columns and self.edges:
+            self._check_edges(length, mask, state)
         return mask
 
     def _check_order(self, order: Tensor, mask: Tensor | None, x: Tensor) -> None:
@@ -327,6 +337,22 @@ class Stack(nn.Module):
         if longest > most:
             which = "max_seq_len =" if most == self.site.max_seq_len else "what its positions have places for:"
             raise InputError(f"{longest} tokens in a row; this model takes at most {which} {most}")
+
+    def _check_edges(self, length: int, mask: Tensor | None, state: State) -> None:
+        """Refuse a state that was begun before a length beyond which it can't be used."""
+        for edge in self.edges:
+            if state.columns + length <= edge:
+                continue
+            if mask is None and not state.padded:
+                crossed = state.columns <= edge
+            else:  # columns may be padding
+                total = state.seen + (length if mask is None else mask.bool().sum(1))
+                crossed = bool(((state.seen > 0) & (state.seen <= edge) & (total > edge)).any())
+            if crossed:
+                raise InputError(
+                    f"a state of a row of at most {edge} tokens can't go on beyond them: positions turn otherwise in "
+                    "longer rows; begin anew with all of the row's tokens"
+                )
 
 
 def mark_name(name: str) -> str:

@@ -164,6 +164,19 @@ def _take(x: Tensor, columns: Tensor) -> Tensor:
     return x.gather(1, _spread(columns, x).expand(columns.shape + x.shape[2:]))
 
 
+def lengths(tokens: Tokens) -> Tensor:
+    """Return how many tokens the document of each token has, up to the last at hand: (B or 1, T or 1) int64."""
+    if tokens.doc is None:
+        pos = tokens.pos if tokens.valid is None else tokens.pos.masked_fill(~tokens.valid, -1)
+        none = pos.new_full((pos.shape[0], 1), -1)  # where there is no token
+        return torch.cat([none, pos], dim=1).amax(1, keepdim=True) + 1
+    column = torch.arange(tokens.pos.shape[1], device=tokens.pos.device).expand(tokens.doc.shape)
+    last = torch.ones_like(tokens.doc, dtype=torch.bool)
+    last[:, :-1] = tokens.doc[:, 1:] != tokens.doc[:, :-1]
+    ends = torch.where(last, column, column.shape[1]).flip(1).cummin(1).values.flip(1)
+    return tokens.pos.expand(tokens.doc.shape).gather(1, ends) + 1
+
+
 def document_positions(doc: Tensor) -> Tensor:
     """Return the position of each token within its document, for doc (B, T) whose documents are contiguous."""
     column = torch.arange(doc.shape[1], device=doc.device).expand(doc.shape)

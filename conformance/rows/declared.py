@@ -12,11 +12,11 @@ from ...core.heads import MultiHeadAttention
 from ...core.tokens import Tokens
 from ...errors import InputError, SpecError
 from ..cases import Case
-from ..companions import bases, hooked
+from ..companions import bases, hooked, is_mechanism
 from ..places import able, base, everywhere
 from ..registered import row
 from ..specs import Draft, needs
-from ..stacks import across, position, run, stack, sublayer, vectors
+from ..stacks import across, position, run, scores, stack, sublayer, vectors
 from ..subjects import Subject
 from ..trial import Trial, error
 
@@ -104,6 +104,8 @@ def composing(subject: Subject, trial: Trial) -> None:
             draft = Draft(subject.case, position=chosen, topology=topology)
             needed = needs(topology.cls) | (set() if chosen is None else chosen.cls.hooks & {"rotate", "score"})
             reasons = [lacks[need] for need in sorted(needed & lacks.keys())]
+            if chosen is not None and chosen.cls.projects and not lacks and not is_mechanism(subject.case):
+                reasons.append("a mixer, has none of these")
             what = f"a spec that needs {', '.join(sorted(needed & lacks.keys()))} composes"
             if reasons:
                 says = [*reasons, subject.case.cls.name]
@@ -120,7 +122,7 @@ def hooks(subject: Subject, trial: Trial) -> None:
     calls: dict[str, Callable[[], object]] = {
         "add": lambda: module.add(x, tokens),
         "rotate": lambda: module.rotate(q, tokens),
-        "score": lambda: module.score(tokens, tokens, q, q),
+        "score": lambda: scores(module, tokens, tokens, q, q),
     }
     for hook, call in calls.items():
         if hook in subject.case.cls.hooks:
