@@ -29,6 +29,7 @@ class TransformerXlPosition(Position):
 
     hooks: ClassVar[frozenset[str]] = frozenset({"score"})
     relative: ClassVar[bool] = True
+    by_content: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
