@@ -120,8 +120,8 @@ class Stack(nn.Module):
         for edge in self.edges:
             if bool(((state.seen > edge) & (left <= edge) & (left > 0)).any()):
                 raise InputError(
-                    f"can't crop a state of a row of more than {edge} tokens to {edge} or fewer: positions turn otherwise "
-                    "in shorter rows; begin anew"
+                    f"can't crop a state of a row of more than {edge} tokens to {edge} or fewer: positions turn "
+                    "otherwise in shorter rows; begin anew"
                 )
         return State(tensors, length, state.padded, state.cropper)
 
