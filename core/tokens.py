@@ -7,13 +7,15 @@ the rule into what its kernel wants.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Made = TypeVar("Made")
+ORDER = "order"
+"""The mark of tokens that have an order of their own: none sees what comes later in it; 0 is seen by all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ class Tokens:
     @property
     def plain(self) -> bool:
         """Say that each row is one document without padding, so that column order is all there is to know."""
-        return self.valid is None and self.doc is None
+        return self.valid is None and self.doc is None and ORDER not in self.marks
 
 
 def join(past: Tokens, new: Tokens) -> Tokens:
@@ -82,14 +84,34 @@ def join(past: Tokens, new: Tokens) -> Tokens:
     return Tokens(pos, torch.cat(valid, dim=1), marks=marks)
 
 
+def with_asked(tokens: Tokens, asked: Tensor) -> Tokens:
+    """Return tokens, which have an order, and behind them those that are asked for, at columns `asked` (B, P).
+
+    These see what comes before their token in the order, and not the token itself.
+    """
+
+    def both(t: Tensor) -> Tensor:
+        t = t.expand(asked.shape[0], -1)
+        return torch.cat([t, t.gather(1, asked)], dim=1)
+
+    found = tokens.map(both)
+    itself = torch.arange(found.pos.shape[1], device=asked.device) >= tokens.pos.shape[1]
+    return replace(found, marks={**found.marks, ORDER: found.marks[ORDER] - itself.long()})
+
+
 def visible(q: Tokens, k: Tokens, *, causal: bool) -> Tensor:
-    """Return who may see whom, (B or 1, T, S) bool: not padding, not later (when causal), not another document."""
+    """Return who may see whom, (B or 1, T, S) bool.
+
+    Not padding, not what is later (when causal), not another document, not what comes later in an order of their own.
+    """
     q_pos, k_pos = q.pos.unsqueeze(2), k.pos.unsqueeze(1)
     seen = k_pos <= q_pos if causal else (k_pos == k_pos).expand(-1, q_pos.shape[1], -1)
     if k.valid is not None:
         seen = seen & k.valid.unsqueeze(1)
     if q.doc is not None and k.doc is not None:
         seen = seen & (q.doc.unsqueeze(2) == k.doc.unsqueeze(1))
+    if ORDER in q.marks and ORDER in k.marks:
+        seen = seen & (k.marks[ORDER].unsqueeze(1) <= q.marks[ORDER].unsqueeze(2))
     return seen
 
 

@@ -87,7 +87,9 @@ def _without_prefix(hf: HfSettings, source: str) -> Node:
         if there.layout is not None:
             entries["layout"] = node_of(there.layout, mark)
         if there.names:
-            entries["names"] = node_of({old: node_of(new, mark) for old, new in there.names.items()}, mark)
+            whole = hf.prefix if not there.at else ""  # names that are not relative to a place have it too
+            names = {old: node_of(new.removeprefix(whole), mark) for old, new in there.names.items()}
+            entries["names"] = node_of(names, mark)
         return node_of(entries, mark)
 
     modules = node_of({ours: place(there) for ours, there in hf.places.items()}, mark)
