@@ -139,5 +139,5 @@ def test_older_names_and_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="2 factors for the 3 pairs that turn"):
         transom.compose(family_spec(tmp_path))
     linear = ["model.position.scaling.kind=linear", "model.position.scaling.factor=2.0"]
-    with pytest.raises(SpecError, match="short: longrope needs it, and no other kind has it"):
+    with pytest.raises(SpecError, match="short_factor: longrope needs it, and no other kind has it"):
         family_spec(tmp_path, linear)
