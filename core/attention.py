@@ -119,10 +119,12 @@ class Mechanism(nn.Module, Attention, ABC):
     The shared shell (`MultiHeadAttention`) owns projections, grouped heads, norms of q and k, and the output. Its
     `Config` is the base of every mechanism's; `n_heads`, `n_kv_heads`, `head_dim` and `scale` are its resolved numbers.
     `turns`: where queries and keys are turned by their positions, `before` they come or by the mechanism `itself`, with
-    `context.rotate` (after a feature map, say).
+    `context.rotate` (after a feature map, say). `sets`: what the sets of queries, keys and values are called that it
+    takes, behind the letter; q, k and v come with the heads of one set after those of another.
     """
 
     turns: ClassVar[Literal["before", "itself"]] = "before"
+    sets: ClassVar[tuple[str, ...]] = ("",)
 
     def __init__(self, config: Any, site: Site) -> None:
         super().__init__()
