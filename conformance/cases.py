@@ -40,6 +40,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "n_kv_heads": (2,),
     "bias": (("q", "v", "out"),),
     "head_dim": (10,),
+    "gate": ("joint", True),
     "scale": (0.3,),
     "window": (8, 1),
     "block": (3,),
@@ -190,13 +191,18 @@ def _together(cls: type[Any], base: dict[str, Any], others: Mapping[str, tuple[A
         left, label = [name for name in left if name not in taken], "rest"
     shell = [name for name in others if name in HeadsConfig.__dataclass_fields__ and name != "query_scalar"]
     if shell and len(shell) < len(others):
-        yield _changed(cls, base, others, shell, "heads")
+        yield _changed(cls, base, others, shell, "heads", which=-1)
 
 
 def _changed(
-    cls: type[Any], base: dict[str, Any], others: Mapping[str, tuple[Any, ...]], names: list[str], label: str
+    cls: type[Any],
+    base: dict[str, Any],
+    others: Mapping[str, tuple[Any, ...]],
+    names: list[str],
+    label: str,
+    which: int = 0,
 ) -> Case:
-    return Case(cls, tuple((base | {name: others[name][0] for name in names}).items()), label)
+    return Case(cls, tuple((base | {name: others[name][which] for name in names}).items()), label)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
