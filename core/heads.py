@@ -14,7 +14,7 @@ from .component import Part, Site
 from .context import Context
 from .inputs import Input
 from .linear import Fused, Linear
-from .moves import Concat, Heads, Layouts, Move, Take, conv1d
+from .moves import Concat, Heads, Layouts, Move, Reshape, Take, Transpose, conv1d
 from .state import Declared, Memories
 from .sublayer import Sublayer
 from .tokens import Tokens
@@ -26,9 +26,10 @@ class HeadsConfig(Headed):
 
     n_heads: query heads. n_kv_heads: key heads, each shared by a group of query heads (all, when left out). head_dim:
     width of a head (d_model / n_heads). bias: on the projections, or on which of them. scale: of the scores
-    (head_dim^-1/2). query_scalar: what the scale is the -1/2 power of, instead of head_dim. depth_scale: whether the
-    scale is divided by the place of the layer in its stack, from 1 (Karamcheti et al. 2021). qk_norm: a norm on each
-    head's q and k. gate: multiply the output by a sigmoid of the input.
+    (head_dim^-1/2). query_scalar: what the scale is the -1/2 power of, instead of head_dim. terms: of how many products
+    like that of q and k a score is the sum: the -1/2 power of that scales it too (He et al. 2021). depth_scale: whether
+    the scale is divided by the place of the layer in its stack, from 1 (Karamcheti et al. 2021). qk_norm: a norm on
+    each head's q and k. gate: multiply the output by a sigmoid of the input.
     """
 
     n_heads: int
@@ -37,6 +38,7 @@ class HeadsConfig(Headed):
     bias: bool | tuple[Literal["q", "k", "v", "out"], ...] = False
     scale: float | None = None
     query_scalar: float | None = None
+    terms: int = 1
     depth_scale: bool = False
     qk_norm: Annotated[Part | None, "norm"] = None
     gate: bool = False
@@ -50,6 +52,8 @@ class HeadsConfig(Headed):
             raise ValueError(f"head_dim: {self.head_dim} is not a width; at least 1")
         if self.query_scalar is not None and (self.scale is not None or self.query_scalar <= 0.0):
             raise ValueError(f"query_scalar: {self.query_scalar} must be above 0, and stand alone or leave scale out")
+        if self.terms < 1 or (self.terms > 1 and self.scale is not None):
+            raise ValueError(f"terms: {self.terms} must be at least 1, and leave scale out where it is more")
 
     def biased(self, *parts: str) -> list[bool]:
         """Say which of some projections have a bias."""
@@ -81,21 +85,23 @@ class MultiHeadAttention(Sublayer):
         assert config.head_dim is not None
         assert config.n_kv_heads is not None
         self.site = site
-        self.heads = (config.n_heads, config.head_dim)
-        self.kv_heads = (config.n_kv_heads, config.head_dim)
-        width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.sets = mechanism.sets
+        self.heads = (len(self.sets) * config.n_heads, config.head_dim)
+        self.kv_heads = (len(self.sets) * config.n_kv_heads, config.head_dim)
+        width, kv_width = self.heads[0] * config.head_dim, self.kv_heads[0] * config.head_dim
         # One product for q, k and v costs less to dispatch than three; across a memory, q stands alone.
-        self.shares = [config.n_heads, config.n_kv_heads, config.n_kv_heads]
+        self.shares = [self.heads[0], self.kv_heads[0], self.kv_heads[0]]
         if site.cross:
             self.q = Fused(site.d_model, (width,), config.biased("q"))
             self.kv = Fused(site.d_model, (kv_width, kv_width), config.biased("k", "v"))
         else:
             self.qkv = Fused(site.d_model, (width, kv_width, kv_width), config.biased("q", "k", "v"))
-        self.out = Linear(width, site.d_model, bias=all(config.biased("out")), gain=(2 * site.n_layers) ** -0.5)
+        mixed = config.n_heads * config.head_dim
+        self.out = Linear(mixed, site.d_model, bias=all(config.biased("out")), gain=(2 * site.n_layers) ** -0.5)
         head_site = site.but(d_model=config.head_dim)
         self.q_norm = config.qk_norm.build(head_site) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(head_site) if config.qk_norm else None
-        self.gate = Linear(site.d_model, width) if config.gate else None
+        self.gate = Linear(site.d_model, mixed) if config.gate else None
         self.mechanism = mechanism(config, site)
         self.turns = mechanism.turns == "before" and "rotate" in mechanism.declares.can
 
@@ -123,8 +129,9 @@ class MultiHeadAttention(Sublayer):
     def layouts(self) -> Layouts:
         """Publish q, k and v apart or fused; the mechanism's own entries are laid over these.
 
-        `separate`: q_proj, k_proj, v_proj, o_proj. Of self-attention also `fused`: [Q|K|V] in qkv, o_proj; `conv1d`:
-        the same, transposed, in c_attn, c_proj; `per_head`: query_key_value of each group of heads in turn, dense.
+        `separate`: q_proj, k_proj, v_proj, o_proj, with the name of a set behind the letter. Of self-attention also
+        `fused`: [Q|K|V] in qkv, o_proj; `conv1d`: the same, transposed, in c_attn, c_proj; `per_head`: query_key_value
+        of each group of heads in turn, dense; `by_head`: the separate ones as (C, H, D), the output too.
         What belongs to the mechanism alone has the name there that it has in the mechanism.
         """
         inner = set(self.mechanism.state_dict())
@@ -140,17 +147,32 @@ class MultiHeadAttention(Sublayer):
     def _published(self, kind: str) -> dict[str, dict[str, Move]]:
         """Return the layouts of the projections' weights, or of their biases: `kind` says which."""
         rows, kv_rows = self.heads[0] * self.heads[1], self.kv_heads[0] * self.kv_heads[1]
-        q, k, v, o = (Take(f"{name}_proj.{kind}") for name in "qkvo")
+        q, k, v = (self._part(name, kind, size) for name, size in zip("qkv", (rows, kv_rows, kv_rows), strict=True))
+        o = Take(f"o_proj.{kind}")
         if self.site.cross:
             return {"separate": {f"q.{kind}": q, f"kv.{kind}": Concat((k, v), (kv_rows, kv_rows)), f"out.{kind}": o}}
+        apart = [
+            _by_head(f"{name}_proj.{kind}", self.site.d_model, heads)
+            for name, heads in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads))
+        ]
+        whole = (self.site.d_model, *self.heads)
         group = (rows // self.kv_heads[0], self.kv_heads[1], self.kv_heads[1])
         pairs: dict[str, tuple[Move, Move]] = {
             "separate": (Concat((q, k, v), (rows, kv_rows, kv_rows)), o),
             "fused": (Take(f"qkv.{kind}"), o),
             "conv1d": (conv1d(f"c_attn.{kind}"), conv1d(f"c_proj.{kind}")),
+            "by_head": (
+                Concat(tuple(apart), (rows, kv_rows, kv_rows)),
+                Reshape(o, whole, (self.site.d_model, rows)) if kind == "weight" else o,
+            ),
             "per_head": (Heads(Take(f"query_key_value.{kind}"), self.kv_heads[0], group), Take(f"dense.{kind}")),
         }
         return {layout: {f"qkv.{kind}": qkv, f"out.{kind}": out} for layout, (qkv, out) in pairs.items()}
+
+    def _part(self, name: str, kind: str, size: int) -> Move:
+        """Return queries, keys or values as they are published, `size` rows of all sets."""
+        takes = tuple(Take(f"{name}{of}_proj.{kind}") for of in self.sets)
+        return takes[0] if len(takes) == 1 else Concat(takes, (size // len(takes),) * len(takes))
 
     def _biases(self) -> dict[str, dict[str, Move]]:
         """Return the layouts of the biases that there are; where only some projections have one, they stand apart."""
@@ -160,7 +182,9 @@ class MultiHeadAttention(Sublayer):
         moves: dict[str, Move] = {} if self.out.bias is None else {"out.bias": Take("o_proj.bias")}
         for parts, each in fused.items():
             there = [
-                (Take(f"{name}_proj.bias"), size) for name, (size, has) in zip(parts, each.parts, strict=True) if has
+                (self._part(name, "bias", size), size)
+                for name, (size, has) in zip(parts, each.parts, strict=True)
+                if has
             ]
             if there:
                 takes, sizes = zip(*there, strict=True)
@@ -179,6 +203,7 @@ class MultiHeadAttention(Sublayer):
             q = self._queries(x)
             primed = self.prime(context) if state is None else state
             return self._merge(x, self.mechanism.recall(q, primed, context)), state
+        context = context.serving(self)
         mixed, state = self.mechanism(*self._from_self(x, context), context, state)
         return self._merge(x, mixed), state
 
@@ -187,8 +212,24 @@ class MultiHeadAttention(Sublayer):
         if self.site.cross:
             q = self._queries(x)
             return self._merge(x, self.mechanism.reference(q, *self._from_memory(context), context)[0]), state
+        context = context.serving(self)
         mixed, state = self.mechanism.reference(*self._from_self(x, context), context, state)
         return self._merge(x, mixed), state
+
+    @property
+    def scale(self) -> float:
+        """Return what the mechanism multiplies products of queries and keys by."""
+        return self.mechanism.scale
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as queries of self-attention (..., H, D), not turned."""
+        q: Tensor = self.qkv.alone(0, x).unflatten(-1, self.heads)
+        return q if self.q_norm is None else self.q_norm(q)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as keys of self-attention (..., K, D), not turned."""
+        k: Tensor = self.qkv.alone(1, x).unflatten(-1, self.kv_heads)
+        return k if self.k_norm is None else self.k_norm(k)
 
     def _from_self(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         qkv = torch.unflatten(self.qkv(x), -1, (-1, self.heads[1]))
@@ -203,7 +244,9 @@ class MultiHeadAttention(Sublayer):
             q, k = context.rotate(qk).split_with_sizes(self.shares[:2], -2)
         else:
             q, k, v = qkv.split_with_sizes(self.shares, -2)
-        valid = context.tokens.valid
+        if context.asked:
+            k, v = k[:, : -context.asked], v[:, : -context.asked]
+        valid = context.own.valid
         return (q, k, v) if valid is None else (q, *_silence(k, v, valid))
 
     def _queries(self, x: Tensor) -> Tensor:
@@ -225,6 +268,14 @@ class MultiHeadAttention(Sublayer):
             mixed = mixed * torch.sigmoid(self.gate(x))
         y: Tensor = self.out(mixed)
         return y
+
+
+def _by_head(name: str, width: int, heads: tuple[int, int]) -> Move:
+    """Take a projection's weight that is published as (C, H, D), or its bias, as (H, D)."""
+    rows = heads[0] * heads[1]
+    if name.endswith("bias"):
+        return Reshape(Take(name), heads, (rows,))
+    return Transpose(Reshape(Take(name), (width, *heads), (width, rows)))
 
 
 def _silence(k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,7 @@ class Layers:
             return None, ()
         if reading.first is not None:
             return reading.first, range(min(number, count))
-        return reading.every, range(number - 1, count, number)
+        return reading.every, range(0 if reading.leads else number - 1, count, number)
 
 
 def text_of(node: Node) -> str:

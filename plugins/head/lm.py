@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.component import Part, Site
+from ...core.context import Context
 from ...core.embedding import Borrowed, Embedding
 from ...core.feedforward import Activation, activate
 from ...core.head import Head
 from ...core.linear import Linear
 from ...core.moves import Layouts, Reshape, Take
+from ...core.tokens import Tokens
 
 
 class LmHead(Head):
@@ -26,9 +29,10 @@ class LmHead(Head):
     class Config:
         """tied: share the embedding's table. vocab_size: the embedding's when left out. bias: on the logits.
 
-        transform: map the hidden states and activate them first, with a bias (Devlin et al. 2019). norm: after that
-        map. scale: of the hidden states that are scored (rsqrt_d_model: d_model^-1/2, Raffel et al. 2020). soft_cap:
-        how far logits may be from 0; they near it as a tanh does (Gemma Team 2024).
+        feedforward: what is added to the hidden states first, each token's on its own (Zaheer et al. 2020). transform:
+        map them and activate them (Devlin et al. 2019). transform_bias: on that map. norm: after these. scale: of the
+        hidden states that are scored (rsqrt_d_model: d_model^-1/2, Raffel et al. 2020). soft_cap: how far logits may be
+        from 0; they near it as a tanh does (Gemma Team 2024).
 
         A shared table that is narrower than the model is reached by such a map too, plain where there is no transform.
         """
@@ -36,7 +40,9 @@ class LmHead(Head):
         tied: bool = False
         vocab_size: int | None = None
         bias: bool = False
+        feedforward: Annotated[Part | None, "feedforward"] = None
         transform: Activation | None = None
+        transform_bias: bool = True
         norm: Annotated[Part | None, "norm"] = None
         scale: float | Literal["rsqrt_d_model"] = 1.0
         soft_cap: float | None = None
@@ -54,10 +60,14 @@ class LmHead(Head):
             raise ValueError(f"vocab_size: needed, as embedding {embedding.name!r} reads no tokens")
         if config.tied and size != embedding.vocab_size:
             raise ValueError(f"tied: a head of {size} tokens can't share a table of {embedding.vocab_size or 'none'}")
+        if config.feedforward is not None and config.feedforward.cls.mixes_tokens:
+            raise ValueError("feedforward: its neighbours take part, and a head reads each token on its own")
         width = embedding.table().shape[1] if config.tied else site.d_model
         mapped = config.transform is not None or width != site.d_model
         self.scale = site.d_model**-0.5 if config.scale == "rsqrt_d_model" else config.scale
-        self.transform = Linear(site.d_model, width, bias=config.transform is not None) if mapped else None
+        biased = config.transform is not None and config.transform_bias
+        self.feedforward = None if config.feedforward is None else config.feedforward.build(site)
+        self.transform = Linear(site.d_model, width, bias=biased) if mapped else None
         self.norm = None if config.norm is None else config.norm.build(site.but(d_model=width))
         self.source = Borrowed(embedding) if config.tied else None
         self.weight = None if config.tied else nn.Parameter(torch.empty(size, width))
@@ -80,6 +90,8 @@ class LmHead(Head):
 
     def features(self, hidden: Tensor) -> Tensor:
         """Return what is scored, (..., E), of hidden (..., C)."""
+        if self.feedforward is not None:
+            hidden = hidden + _each(self.feedforward, hidden)
         if self.transform is not None:
             hidden = self.transform(hidden)
             hidden = hidden if self.config.transform is None else activate(self.config.transform, hidden)
@@ -102,6 +114,8 @@ class LmHead(Head):
 
     def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the same as explicit sums over the width."""
+        if self.feedforward is not None:
+            hidden = hidden + _each(self.feedforward.reference, hidden)
         if self.transform is not None:
             weight, offset = self.transform.weight, self.transform.bias
             hidden = torch.einsum("btc,ec->bte", hidden, weight) + (0.0 if offset is None else offset)
@@ -115,3 +129,11 @@ class LmHead(Head):
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.config.soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _each(feedforward: Callable[..., Any], hidden: Tensor) -> Tensor:
+    """Return what a feedforward makes of each token of hidden (..., C)."""
+    rows = hidden.reshape(1, -1, hidden.shape[-1])
+    tokens = Tokens(torch.arange(rows.shape[1], device=rows.device).unsqueeze(0))
+    changed: Tensor = feedforward(rows, Context(tokens, causal=False))[0]
+    return changed.reshape(hidden.shape)
