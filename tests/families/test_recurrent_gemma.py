@@ -105,7 +105,11 @@ def refusal(theirs: Any, folder: Path, **wrong: Any) -> str:
     ("field", "value", "said"),
     [
         ("block_types", ["recurrent", "delta"], "block_types.1: 'delta' is not known to the family"),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 50.0}, "rope_parameters.rope_type: 'yarn' is not supported; only 'default' is"),
+        (
+            "rope_parameters",
+            {"rope_type": "yarn"},
+            "rope_parameters.rope_type: 'yarn' is not supported; only 'default'",
+        ),
         ("hidden_activation", "mish", "hidden_activation: 'mish' is not known to the family"),
         ("lru_width", 41, "6 blocks do not divide 41 channels evenly"),
         ("conv1d_width", 0, "0 covers no token"),
