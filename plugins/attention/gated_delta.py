@@ -42,6 +42,7 @@ class GatedDeltaAttention(Mixer):
             "two_sided": "its state runs from the first token to the last, and what comes later never enters it",
             "score": "each token corrects what earlier ones left, and no pair of tokens ever has a score",
             "cross": "it reads one sequence in order, and has no queries to put to a memory",
+            "pairs": "it reads tokens in the order of their columns, and knows no other",
         },
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (

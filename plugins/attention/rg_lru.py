@@ -37,6 +37,7 @@ class RgLruAttention(Mixer):
             "two_sided": "its convolution and its sum hold what came before, and a sum of what comes is another layer",
             "score": "it carries one sum from token to token, and no pair of tokens ever has a score",
             "cross": "it reads one sequence in order, and has no queries to put to a memory",
+            "pairs": "it reads tokens in the order of their columns, and knows no other",
         },
     )
 

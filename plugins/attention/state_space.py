@@ -39,6 +39,7 @@ class StateSpaceAttention(Mixer):
             "two_sided": "its state runs from the first token to the last, and what comes later never enters it",
             "score": "it sums outer products before any query meets them, so that there is no score to add a bias to",
             "cross": "it reads one sequence in order, and has no queries to put to a memory",
+            "pairs": "it reads tokens in the order of their columns, and knows no other",
         },
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
