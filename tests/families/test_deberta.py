@@ -92,15 +92,20 @@ def test_without_a_head(tmp_path: Path) -> None:
 def test_every_option_counts(tmp_path: Path) -> None:
     sharpened(DebertaV2ForMaskedLM(config())).save_pretrained(tmp_path / "hf")
     found = broken_by(
-        tmp_path, INPUTS, "model.embedding.norm.eps=1e-7", "model.layer.norm.eps=1e-7", "model.position.0.norm.eps=1e-7",
-        "model.layer.feedforward.activation=gelu", "model.layer.attention.terms=1", "model.position.0.terms=[c2p]",
+        tmp_path, INPUTS, "model.embedding.norm.eps=1e-7", "model.layer.norm.eps=1e-7",
+        "model.position.0.norm.eps=1e-7", "model.layer.feedforward.activation=gelu", "model.layer.attention.terms=1", "model.position.0.terms=[c2p]",
         "model.position.0.terms=[p2c]", "model.position.0.max_distance=15", "model.first.beside.activation=tanh",
     )  # fmt: skip
     assert min(found.values()) > 1e-4, found
 
 
 def test_far_distances_share_a_bucket_as_the_peer_s_do(tmp_path: Path) -> None:
-    more = {"position_buckets": 32, "max_relative_positions": 128, "max_position_embeddings": 301, "num_hidden_layers": 1}
+    more = {
+        "position_buckets": 32,
+        "max_relative_positions": 128,
+        "max_position_embeddings": 301,
+        "num_hidden_layers": 1,
+    }
     theirs = sharpened(DebertaV2ForMaskedLM(config(**more)))
     encoder_parity(theirs, tmp_path, INPUTS, {"words": "logits"}, length=277)
 

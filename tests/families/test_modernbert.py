@@ -80,7 +80,10 @@ def test_a_span_is_two_logits_a_token(tmp_path: Path) -> None:
 def test_a_choice_is_one_logit_a_text(tmp_path: Path, pooling: str) -> None:
     theirs = sharpened(ModernBertForMultipleChoice(config(classifier_pooling=pooling)))
     ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
-    assert apart(ours(input_ids=ids).logits.T, theirs(input_ids=ids[None], attention_mask=torch.ones_like(ids)).logits) < TOLERANCE
+    assert (
+        apart(ours(input_ids=ids).logits.T, theirs(input_ids=ids[None], attention_mask=torch.ones_like(ids)).logits)
+        < TOLERANCE
+    )
 
 
 @torch.no_grad()
