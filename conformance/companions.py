@@ -46,7 +46,8 @@ def serving(case: Case) -> list[Case]:
 
 def composes(attention: Case, position: Case) -> bool:
     """Say whether an attention takes a position's every hook, or does not mind it."""
-    return not (position.cls.hooks & set(attention.cls.declares.lacks))
+    bare = position.cls.projects and not is_mechanism(attention)
+    return not bare and not (position.cls.hooks & set(attention.cls.declares.lacks))
 
 
 def versatile() -> Case:
