@@ -160,7 +160,7 @@ class BigBirdAttention(Mechanism):
         rows, columns, last = self._places(q, k, ends)
         again = (columns == 0) & ~self._whole(rows, last, ends)
         added = again.unsqueeze(1).to(qs.dtype) * math.log1p(self.config.n_random)
-        return added if bias is None else bias + added
+        return added if bias is None else in_each_row(bias, len(qs)) + in_each_row(added, len(qs))
 
     def _places(self, q: Tokens, k: Tokens, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the blocks of queries (B or 1, T, 1), of keys (B or 1, 1, S), and the last one (B or 1, T or 1, 1)."""
