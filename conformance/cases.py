@@ -56,6 +56,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
         Scaling(kind="llama3", factor=3.0, trained=40, slow=0.5),
         Scaling(kind="yarn", factor=3.0, trained=40, fast=8.0, magnitude=1.0),  # a turn keeps lengths
         Scaling(kind="linear", factor=3.0),
+        Scaling(kind="longrope", trained=300, short=(1.0, 2.0, 5.0), long=(1.0, 2.0, 9.0), magnitude=1.0),
     ),
     "soft_cap": (2.0,),
     "query_scalar": (10.0,),
@@ -214,8 +215,8 @@ def _others(cls: type[Any], name: str, base: Mapping[str, Any]) -> tuple[Any, ..
     if hint is bool:
         return (not default,)
     marks = getattr(hint, "__metadata__", ())
-    if marks and marks[0] != "attention":  # a part: a norm of q and k
-        return (bases(marks[0])[-1].part,)
+    if marks and marks[0] != "attention":  # a part that changes each token on its own: a norm of q and k
+        return ([case for case in bases(marks[0]) if not getattr(case.cls, "mixes_tokens", False)][-1].part,)
     return OTHERS.get(name, ())
 
 

@@ -49,6 +49,11 @@ def composes(attention: Case, position: Case) -> bool:
     return not (position.cls.hooks & set(attention.cls.declares.lacks))
 
 
+def decoding() -> list[Case]:
+    """Return the built-in attentions that can stand in a decoder."""
+    return [case for case in bases("attention") if "causal" in case.cls.declares.can]
+
+
 def versatile() -> Case:
     """Return an attention that can stand anywhere."""
     return next(case for case in bases("attention") if not case.cls.declares.lacks)

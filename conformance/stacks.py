@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -19,8 +20,8 @@ from ..core.stack import Stack
 from ..core.state import State
 from ..core.sublayer import Sublayer
 from ..core.tokens import Tokens
-from .cases import D_MODEL, Case, site_of
-from .companions import is_mechanism
+from .cases import D_MODEL, Case, site_of, with_option
+from .companions import is_mechanism, versatile
 
 
 class Vectors(Embedding):
@@ -42,6 +43,10 @@ class Vectors(Embedding):
     def reference(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Return x (B, T, C)."""
         return x
+
+    def asking(self) -> Tensor:
+        """Return ones, (C,)."""
+        return torch.ones(self.width)
 
 
 # -- building ---------------------------------------------------------------------------------------------------------
@@ -70,7 +75,30 @@ def sublayer(case: Case, dtype: torch.dtype = torch.float64, **facts: Any) -> Su
 
 def position(case: Case, attention: Case | None = None, **facts: Any) -> Position:
     """Build a positional encoding, for the heads of an attention."""
-    return cast(Position, shaken(case.part.build(site_of(attention, **facts))))
+    return cast(Position, bound(shaken(case.part.build(site_of(attention, n_layers=1, **facts)))))
+
+
+def bound(module: Any, dtype: torch.dtype = torch.float64) -> Any:
+    """Return a module; a position that projects is given attentions to serve, of 2 key heads and of 6."""
+    if isinstance(module, Position) and module.projects:
+        heads, width = ("n_heads", module.site.n_heads), ("head_dim", module.site.head_dim)
+        plain = with_option(with_option(versatile(), *heads), *width)
+        cases = {count: with_option(plain, "n_kv_heads", count) for count in (2, 6)}
+        # A plain map: what a position serves is no part of it.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            module.served = {n: shaken(case.part.build(module.site), dtype=dtype) for n, case in cases.items()}
+    return module
+
+
+def scores(module: Any, q_tokens: Tokens, k_tokens: Tokens, q: Tensor, k: Tensor) -> Tensor:
+    """Return what a position adds to scores, with the projections of what `bound` gave it where it projects."""
+    if not module.projects:
+        return cast(Tensor, module.score(q_tokens, k_tokens, q, k))
+    served = (module if hasattr(module, "served") else bound(module, q.dtype)).served[k.shape[2]]
+    weight = served.out.weight
+    if (weight.dtype, weight.device) != (q.dtype, q.device):
+        served = copy.deepcopy(served).to(q.device, q.dtype)
+    return cast(Tensor, module.score_with(served, q_tokens, k_tokens, q, k))
 
 
 def stack(
@@ -98,7 +126,9 @@ def stack(
         norms = {name: norm.part.build(site) for name in names if norm is not None}
         blocks.append(Block(sublayers, norms, placement=placement, dropout=dropout))
     last = None if norm is None else norm.part.build(site)
-    return cast(Stack, shaken(Stack(site, Vectors(site), [p.part.build(site) for p in positions], blocks, last)))
+    return cast(
+        Stack, shaken(Stack(site, Vectors(site), [p.part.build(site.but(n_layers=1)) for p in positions], blocks, last))
+    )
 
 
 def by_reference(model: Stack) -> Stack:

@@ -13,7 +13,7 @@ from ..core.embedding import Embedding
 from ..core.tokens import Tokens
 from .cases import D_MODEL, Case, site_of
 from .companions import text_embedding
-from .stacks import across, context, shaken, vectors
+from .stacks import across, bound, context, scores, shaken, vectors
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Subject:
         """Build the component as its constructor leaves it; a head behind the embedding that it may be tied to."""
         facts = {"causal": self.causal and not self.cross, "cross": self.cross} | facts
         site = site_of(self.case, **facts)
+        site = site.but(n_layers=1) if self.kind == "position" else site
         if self.kind != "head":
             return cast(nn.Module, self.case.part.build(site))
         embedding = text_embedding().part.build(site)
@@ -56,7 +57,7 @@ class Subject:
 
     def build(self, dtype: torch.dtype = torch.float64, **facts: Any) -> nn.Module:
         """Build the component with weights off their first values."""
-        return cast(nn.Module, shaken(self.raw(**facts), dtype=dtype))
+        return cast(nn.Module, bound(shaken(self.raw(**facts), dtype=dtype), dtype))
 
     def inputs(self, batch: int, length: int, width: int = D_MODEL) -> tuple[Tensor, ...]:
         """Draw inputs in fp64; ids are int64."""
@@ -82,7 +83,7 @@ class Subject:
         if self.kind == "position":
             tokens = Tokens(torch.arange(x.shape[1], device=x.device).unsqueeze(0))
             if self.hook == "score":
-                return cast(Tensor, module.score(tokens, tokens, *inputs))
+                return scores(module, tokens, tokens, *inputs)
             return cast(Tensor, getattr(module, self.hook)(x, tokens))
         if self.kind == "embedding":
             return cast(Tensor, module.finish(run(**dict(zip(module.inputs(), inputs, strict=True)))))

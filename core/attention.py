@@ -25,12 +25,16 @@ ABILITIES = {
     "rotate": "turn queries and keys by their positions",
     "score": "take a bias on the scores",
     "compile": "run under torch.compile without a break",
+    "pairs": "let any queries see any keys, by a rule that is not of columns",
 }
+LATER = {"pairs"}
+"""Abilities that a declaration may leave out: those who wrote it knew nothing of them, and nothing asks for them."""
+UNSAID = "its package does not say whether it can"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """Declare what an attention can do; every ability stands in exactly one of the first three.
+    """Declare what an attention can do; every ability stands in exactly one of the first three, a `LATER` one or none.
 
     `can`: done and proven. `ignores`: harmless, of no effect (a recurrence knows order without a rotation).
     `lacks`: ability -> the reason, as a clause that follows "because". A combination that needs it is refused with it.
@@ -45,6 +49,9 @@ class Declaration:
 
     def __post_init__(self) -> None:
         said = [*self.can, *self.ignores, *self.lacks]
+        for ability in LATER.difference(said):
+            object.__setattr__(self, "lacks", {**self.lacks, ability: UNSAID})
+            said.append(ability)
         if sorted(said) != sorted(ABILITIES):
             wrong = sorted(set(said) ^ set(ABILITIES)) or sorted({a for a in said if said.count(a) > 1})
             raise PluginError(f"a declaration names each of {', '.join(ABILITIES)} once; not so: {', '.join(wrong)}")
@@ -118,7 +125,8 @@ class Mechanism(nn.Module, Attention, ABC):
         self.n_heads: int = config.n_heads
         self.n_kv_heads: int = config.n_kv_heads
         self.head_dim: int = config.head_dim
-        power: float = (config.head_dim if config.query_scalar is None else config.query_scalar) ** -0.5
+        width = config.head_dim if config.query_scalar is None else config.query_scalar
+        power: float = (width * config.terms) ** -0.5
         scale: float = power if config.scale is None else config.scale
         self.scale: float = scale / site.layer if config.depth_scale else scale
 

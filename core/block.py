@@ -16,7 +16,7 @@ from .sublayer import Sublayer
 
 Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_norms"]
 Residual = Literal["before", "after"]
-PARTS = ("attention", "cross_attention", "feedforward")
+PARTS = ("attention", "cross_attention", "feedforward", "beside")
 
 
 class Block(nn.Module):
@@ -27,7 +27,11 @@ class Block(nn.Module):
     sublayer adds is added to x as it is `before` the norm in front of it, or `after` it: norm(x) + f(norm(x)), as BLOOM
     may (Le Scao et al. 2022). `norms`: name of a sublayer -> its norm (`after_` of it for the second of a sandwich); a
     missing norm is no norm. `positions`: encodings of this layer alone; None for the stack's. `halvings`: how often x
-    was halved on its way here, so that what is added must be. `halves`: whether x is halved once more behind this layer.
+    was halved on its way here, so that what is added must be. `halves`: whether x is halved once more behind this
+    layer.
+
+    The sublayer `beside` comes last, and reads what the first one did: h + f(norm(x)), say, where h is what the others
+    made of x.
     """
 
     def __init__(
@@ -79,12 +83,12 @@ class Block(nn.Module):
             x = add_positions(x, self.own_positions, contexts["attention"].tokens)
         kept: dict[str, Memories] = {}
         modules: Any = self._modules
-        # What sublayers that stand side by side all read: x as it was before any of them changed it.
+        # What sublayers that stand side by side read: x as it was before any of them changed it.
         start = modules["shared_norm"](x) if "shared_norm" in modules else x
         if self._after:
             x = start
         for name, (before, after, outer) in self._around:
-            source = start if self._parallel else x
+            source = start if self._parallel or name == "beside" else x
             y = source if before is None else modules[before](source)
             if self._after and before is not None:
                 x = y

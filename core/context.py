@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .position import Position
+from .position import Position, Served
 from .tokens import Tokens, join, visible
 
 
@@ -21,8 +21,10 @@ class Context:
     `tokens`: the new tokens, (B, T). `causal`: whether tokens may not see later ones.
     `past`: the tokens whose keys an `append` state holds, (B, S); None without one.
     `seen` (B,) int64: how many real tokens came before; None when nothing is remembered.
+    `asked`: how many of the tokens, the last ones, are only asked for: they see, and are not seen.
     `memory` (B, M, C) and `memory_tokens`: what cross attention reads; `memory` is None once its state is primed.
-    `positions`: the encodings in use, in order. `weights`: attention weights are appended here when someone asks.
+    `positions`: the encodings in use, in order. `served`: the attention that they serve, where one of them projects.
+    `weights`: attention weights are appended here when someone asks.
     """
 
     tokens: Tokens
@@ -33,6 +35,18 @@ class Context:
     memory_tokens: Tokens | None = None
     positions: Sequence[Position] = ()
     weights: list[Tensor] | None = None
+    asked: int = 0
+    served: Served | None = None
+
+    def serving(self, attention: Served) -> Context:
+        """Return this context within one attention: itself, unless a position asks for the attention's projections."""
+        if any(position.projects for position in self.positions):
+            return replace(self, served=attention)
+        return self
+
+    def of(self, place: int) -> Context:
+        """Return this context where one of the sets of projections is at work that the attention served has."""
+        return self if self.served is None else replace(self, served=self.served.of(place))
 
     def at(self, positions: Sequence[Position]) -> Context:
         """Return this context with other positions."""
@@ -45,8 +59,13 @@ class Context:
     @property
     def keys(self) -> Tokens:
         """Return the tokens of all keys that an appending layer sees: past and new."""
-        past = self.past
-        return self.tokens if past is None else self.tokens.once("keys", lambda: join(past, self.tokens))
+        past, own = self.past, self.own
+        return own if past is None else self.tokens.once("keys", lambda: join(past, own))
+
+    @property
+    def own(self) -> Tokens:
+        """Return the new tokens that give keys: all but those that are only asked for."""
+        return self.tokens.once("own", lambda: self.tokens[: -self.asked]) if self.asked else self.tokens
 
     @property
     def length(self) -> Tensor | None:
@@ -82,6 +101,11 @@ class Context:
         bias: Tensor | None = None
         for position in self.positions:
             if "score" in position.hooks:
-                added = position.score(q_tokens, self.keys if k_tokens is None else k_tokens, q, k)
+                keys = self.keys if k_tokens is None else k_tokens
+                if position.projects:
+                    assert self.served is not None, "a mechanism is called by its shell"
+                    added = position.score_with(self.served, q_tokens, keys, q, k)
+                else:
+                    added = position.score(q_tokens, keys, q, k)
                 bias = added if bias is None else bias + added
         return bias

@@ -49,6 +49,10 @@ class Embedding(nn.Module, Component, ABC):
         """Return what the layers read, (B, T, C), of x (B, T, width) with its positions: each token on its own."""
         return x
 
+    def asking(self) -> Tensor:
+        """Return what stands in the place of a token that is only asked for, (width,)."""
+        raise NotImplementedError(f"{type(self).__name__} has no vector for what is asked for")
+
     def table(self) -> Tensor:
         """Return the vectors (V, E) that a tied head shares; E may be narrower than C."""
         raise NotImplementedError(f"{type(self).__name__} has no table of tokens")

@@ -14,7 +14,8 @@ from .component import Part, Site
 from .context import Context
 from .inputs import Input
 from .linear import Fused, Linear
-from .moves import Concat, Heads, Layouts, Move, Take, conv1d
+from .moves import Concat, Heads, Layouts, Move, Reshape, Take, Transpose, conv1d
+from .position import Served
 from .state import Declared, Memories
 from .sublayer import Sublayer
 from .tokens import Tokens
@@ -26,9 +27,10 @@ class HeadsConfig(Headed):
 
     n_heads: query heads. n_kv_heads: key heads, each shared by a group of query heads (all, when left out). head_dim:
     width of a head (d_model / n_heads). bias: on the projections, or on which of them. scale: of the scores
-    (head_dim^-1/2). query_scalar: what the scale is the -1/2 power of, instead of head_dim. depth_scale: whether the
-    scale is divided by the place of the layer in its stack, from 1 (Karamcheti et al. 2021). qk_norm: a norm on each
-    head's q and k. gate: multiply the output by a sigmoid of the input.
+    (head_dim^-1/2). query_scalar: what the scale is the -1/2 power of, instead of head_dim. terms: of how many products
+    like that of q and k a score is the sum: the -1/2 power of that scales it too (He et al. 2021). depth_scale: whether
+    the scale is divided by the place of the layer in its stack, from 1 (Karamcheti et al. 2021). qk_norm: a norm on
+    each head's q and k. gate: multiply the output by a sigmoid of the input.
     """
 
     n_heads: int
@@ -37,6 +39,7 @@ class HeadsConfig(Headed):
     bias: bool | tuple[Literal["q", "k", "v", "out"], ...] = False
     scale: float | None = None
     query_scalar: float | None = None
+    terms: int = 1
     depth_scale: bool = False
     qk_norm: Annotated[Part | None, "norm"] = None
     gate: bool = False
@@ -50,6 +53,8 @@ class HeadsConfig(Headed):
             raise ValueError(f"head_dim: {self.head_dim} is not a width; at least 1")
         if self.query_scalar is not None and (self.scale is not None or self.query_scalar <= 0.0):
             raise ValueError(f"query_scalar: {self.query_scalar} must be above 0, and stand alone or leave scale out")
+        if self.terms < 1 or (self.terms > 1 and self.scale is not None):
+            raise ValueError(f"terms: {self.terms} must be at least 1, and leave scale out where it is more")
 
     def biased(self, *parts: str) -> list[bool]:
         """Say which of some projections have a bias."""
@@ -127,7 +132,7 @@ class MultiHeadAttention(Sublayer):
 
         `separate`: q_proj, k_proj, v_proj, o_proj, with the name of a set behind the letter. Of self-attention also
         `fused`: [Q|K|V] in qkv, o_proj; `conv1d`: the same, transposed, in c_attn, c_proj; `per_head`: query_key_value
-        of each group of heads in turn, dense.
+        of each group of heads in turn, dense; `by_head`: the separate ones as (C, H, D), the output too.
         What belongs to the mechanism alone has the name there that it has in the mechanism.
         """
         inner = set(self.mechanism.state_dict())
@@ -147,11 +152,21 @@ class MultiHeadAttention(Sublayer):
         o = Take(f"o_proj.{kind}")
         if self.site.cross:
             return {"separate": {f"q.{kind}": q, f"kv.{kind}": Concat((k, v), (kv_rows, kv_rows)), f"out.{kind}": o}}
+        apart = [
+            _by_head(f"{name}_proj.{kind}", self.site.d_model, heads)
+            for name, heads in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads))
+        ]
+        mixed = self.out.in_features
+        whole = (self.site.d_model, mixed // self.heads[1], self.heads[1])
         group = (rows // self.kv_heads[0], self.kv_heads[1], self.kv_heads[1])
         pairs: dict[str, tuple[Move, Move]] = {
             "separate": (Concat((q, k, v), (rows, kv_rows, kv_rows)), o),
             "fused": (Take(f"qkv.{kind}"), o),
             "conv1d": (conv1d(f"c_attn.{kind}"), conv1d(f"c_proj.{kind}")),
+            "by_head": (
+                Concat(tuple(apart), (rows, kv_rows, kv_rows)),
+                Reshape(o, whole, (self.site.d_model, mixed)) if kind == "weight" else o,
+            ),
             "per_head": (Heads(Take(f"query_key_value.{kind}"), self.kv_heads[0], group), Take(f"dense.{kind}")),
         }
         return {layout: {f"qkv.{kind}": qkv, f"out.{kind}": out} for layout, (qkv, out) in pairs.items()}
@@ -190,6 +205,7 @@ class MultiHeadAttention(Sublayer):
             q = self._queries(x)
             primed = self.prime(context) if state is None else state
             return self._merge(x, self.mechanism.recall(q, primed, context)), state
+        context = context.serving(self)
         mixed, state = self.mechanism(*self._from_self(x, context), context, state)
         return self._merge(x, mixed), state
 
@@ -198,8 +214,28 @@ class MultiHeadAttention(Sublayer):
         if self.site.cross:
             q = self._queries(x)
             return self._merge(x, self.mechanism.reference(q, *self._from_memory(context), context)[0]), state
+        context = context.serving(self)
         mixed, state = self.mechanism.reference(*self._from_self(x, context), context, state)
         return self._merge(x, mixed), state
+
+    @property
+    def scale(self) -> float:
+        """Return what the mechanism multiplies products of queries and keys by."""
+        return self.mechanism.scale
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as queries of self-attention (..., H, D), not turned."""
+        q: Tensor = self.qkv.alone(0, x).unflatten(-1, self.heads)
+        return q if self.q_norm is None else self.q_norm(q)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as keys of self-attention (..., K, D), not turned."""
+        k: Tensor = self.qkv.alone(1, x).unflatten(-1, self.kv_heads)
+        return k if self.k_norm is None else self.k_norm(k)
+
+    def of(self, place: int) -> Served:
+        """Return this attention by one of its sets of projections."""
+        return _Part(self, place)
 
     def _from_self(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         qkv = torch.unflatten(self.qkv(x), -1, (-1, self.heads[1]))
@@ -214,7 +250,9 @@ class MultiHeadAttention(Sublayer):
             q, k = context.rotate(qk).split_with_sizes(self.shares[:2], -2)
         else:
             q, k, v = qkv.split_with_sizes(self.shares, -2)
-        valid = context.tokens.valid
+        if context.asked:
+            k, v = k[:, : -context.asked], v[:, : -context.asked]
+        valid = context.own.valid
         return (q, k, v) if valid is None else (q, *_silence(k, v, valid))
 
     def _queries(self, x: Tensor) -> Tensor:
@@ -236,6 +274,44 @@ class MultiHeadAttention(Sublayer):
             mixed = mixed * torch.sigmoid(self.gate(x))
         y: Tensor = self.out(mixed)
         return y
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Serve positions with one set of projections, of those that a shell has side by side."""
+
+    shell: MultiHeadAttention
+    place: int
+
+    @property
+    def site(self) -> Site:
+        """Return the layer's site."""
+        return self.shell.site
+
+    @property
+    def scale(self) -> float:
+        """Return what the mechanism multiplies products of queries and keys by."""
+        return self.shell.scale
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as queries of the set (..., H, D), not turned."""
+        return self.shell.queries(x).chunk(len(self.shell.sets), -2)[self.place]
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as keys of the set (..., K, D), not turned."""
+        return self.shell.keys(x).chunk(len(self.shell.sets), -2)[self.place]
+
+    def of(self, place: int) -> Served:
+        """Return the attention by another set."""
+        return _Part(self.shell, place)
+
+
+def _by_head(name: str, width: int, heads: tuple[int, int]) -> Move:
+    """Take a projection's weight that is published as (C, H, D), or its bias, as (H, D)."""
+    rows = heads[0] * heads[1]
+    if name.endswith("bias"):
+        return Reshape(Take(name), heads, (rows,))
+    return Transpose(Reshape(Take(name), (width, *heads), (width, rows)))
 
 
 def _silence(k: Tensor, v: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

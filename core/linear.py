@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,24 @@ class Fused(Linear):
         whole = [next(rows) if has else self.bias.new_zeros(size) for size, has in self.parts]
         return F.linear(x, self.weight, torch.cat(whole))
 
+    def alone(self, part: int, x: torch.Tensor) -> torch.Tensor:
+        """Return one part, (..., its size), of x (..., in)."""
+        first = sum(size for size, _ in self.parts[:part])
+        size, has = self.parts[part]
+        weight = self.weight.narrow(0, first, size)
+        if self.bias is None or not has:
+            return F.linear(x, weight)
+        return F.linear(x, weight, self.bias.narrow(0, sum(size for size, has in self.parts[:part] if has), size))
+
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
     """Return x in fp32, or in fp64 when it already is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def exactly(x: torch.Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast rounds nothing of what is computed where x is."""
+    # The meta device knows no autocast.
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

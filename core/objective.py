@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,23 +16,33 @@ from .linear import at_least_fp32
 from .losses import IGNORED, linear_cross_entropy
 from .vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from .topology import Topology
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """Hold a batch as a model takes it.
 
     `inputs`: the model's keyword inputs. `targets` int64: -100 where nothing is asked for. `mask` (B, T): the real
-    tokens of the hidden states that a head reads; None when all are.
+    tokens of the hidden states that a head reads; None when all are. `others`: the targets of further heads by name,
+    where an objective asks several: `targets` are then the first one's.
     """
 
     inputs: Mapping[str, Tensor]
     targets: Tensor
     mask: Tensor | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def count(self) -> Tensor:
-        """Return how many targets there are, a scalar int64."""
+        """Return how many targets there are of the first head, a scalar int64."""
         return (self.targets != IGNORED).sum()
+
+    @property
+    def counts(self) -> Tensor:
+        """Return how many targets there are of each head, (heads,) int64."""
+        return torch.stack([(targets != IGNORED).sum() for targets in (self.targets, *self.others.values())])
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +55,15 @@ class Loss:
     total: Tensor
     count: Tensor
     sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Hold what one head is asked after a pass: the hidden states (B, T, C) that it reads, and which loss it has."""
+
+    objective: Objective
+    hidden: Tensor
+    prepared: Prepared
 
 
 # Under other names: the class below takes these for its own attributes.
@@ -61,8 +80,11 @@ class Objective(Component, ABC):
     needs. `per_token`: whether it asks at each token, or once a sequence. `sequences`: how many a model is given, one
     for each of its stacks. `asks_next`: whether a target is a later token of the last of them.
     `derives`: whether it makes what it asks for out of the data, instead of asking for tokens or labels as they are.
+    `permutes`: whether its rows come with an order of their own and with columns that are asked for, for which its
+    targets are: `order` and `asked` among the inputs.
     `logits`: how many logits it reads of each answer, where that is neither one a token nor one a class. `extra_ids`:
-    how many ids beyond the tokenizer's it uses.
+    how many ids beyond the tokenizer's it uses. `trains`: names of stacks that it trains, where not every topology has
+    them. `weights`: what the mean loss of each head counts in the loss of all.
     """
 
     Prepared: TypeAlias = _Prepared
@@ -71,18 +93,26 @@ class Objective(Component, ABC):
     IGNORED: ClassVar[int] = _IGNORED
 
     kind: ClassVar[str] = "objective"
-    fields: ClassVar[frozenset[str]]
-    lookahead: ClassVar[int] = 0
+    fields: frozenset[str]
+    lookahead: int = 0
     per_token: ClassVar[bool] = True
     sequences: ClassVar[int] = 1
     asks_next: ClassVar[bool] = False
     derives: ClassVar[bool] = False
+    permutes: ClassVar[bool] = False
     logits: ClassVar[int | None] = None
+    trains: ClassVar[frozenset[str]] = frozenset()
+    weights: tuple[float, ...] = (1.0,)
     extra_ids: int = 0
 
     def __init__(self, config: Any, vocabulary: Vocabulary | None) -> None:
         self.config = config
         self.vocabulary = vocabulary
+
+    @classmethod
+    def heads(cls, config: Any) -> Mapping[str, type[Objective]]:
+        """Say which heads it asks, and what kind of objective asks each; nothing where it asks the first one itself."""
+        return {}
 
     @abstractmethod
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
@@ -92,6 +122,14 @@ class Objective(Component, ABC):
         rows are packed, images (B, channels, height, width), labels (B,). T is `seq_len + lookahead` where a row is a
         stretch of a text.
         """
+
+    def asked(self, model: Topology, prepared: Prepared) -> Mapping[str, Asked]:
+        """Run a model on a batch, and return what each head is asked, by its name: in the order of `Prepared.counts`.
+
+        Where an objective asks several heads, it says how; else the first reads the last hidden states.
+        """
+        hidden = model(**prepared.inputs, logits=False).hidden
+        return {next(iter(model.heads)): Asked(self, hidden, prepared)}
 
     def loss(self, hidden: Tensor, head: Head, prepared: Prepared) -> Loss:
         """Return the summed loss of hidden (B, T, C), cross-entropy unless an objective says otherwise.

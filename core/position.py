@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -12,16 +12,41 @@ from .component import Component, Site
 from .tokens import Tokens
 
 
+class Served(Protocol):
+    """The attention that a position serves in one layer, as a position that `projects` is handed it.
+
+    `site`: that layer's. `scale`: of its scores.
+    """
+
+    site: Site
+
+    @property
+    def scale(self) -> float:
+        """Return what products of queries and keys are multiplied by."""
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as this attention's queries, (..., H, D), not turned."""
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as this attention's keys, (..., K, D), not turned."""
+
+    def of(self, place: int) -> Served:
+        """Return this attention by one of its sets of projections."""
+
+
 class Position(nn.Module, Component, ABC):
     """Tell a model where its tokens stand, through the hooks that `hooks` declares.
 
-    `relative`: shifting all positions by the same amount changes nothing. `site.n_heads` and `site.head_dim` are those
-    of the attentions that it serves; `site.d_model` is the width of the embeddings that it is added to.
+    `relative`: shifting all positions by the same amount changes nothing. `projects`: its scores need the projections
+    of the attention that it serves, so that it has `score_with` in place of `score`. `site.n_heads` and `site.head_dim`
+    are those of the attentions that it serves; `site.d_model` is the width of the embeddings that it is added to, or of
+    the model where it is added to none; `site.n_layers` is how many layers it serves, from `site.layer` on.
     """
 
     kind: ClassVar[str] = "position"
     hooks: ClassVar[frozenset[str]]
     relative: ClassVar[bool]
+    projects: ClassVar[bool] = False
 
     def __init__(self, config: Any, site: Site) -> None:
         super().__init__()
@@ -31,6 +56,10 @@ class Position(nn.Module, Component, ABC):
     def most(self) -> int:
         """Return how many tokens in a row it has places for: `max_seq_len`, unless it says less."""
         return self.site.max_seq_len
+
+    def edges(self) -> tuple[int, ...]:
+        """Return the lengths, in tokens, beyond which a text's state can't be used that was begun before; none here."""
+        return ()
 
     def add(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return embeddings x (B, T, C) with their positions added."""
@@ -46,6 +75,13 @@ class Position(nn.Module, Component, ABC):
         The tokens may be any slice or gathering (ring slots, blocks); q (B, T, H, D) and k (B, S, K, D) stand at them.
         """
         raise NotImplementedError(f"{type(self).__name__} declares no hook 'score'")
+
+    def score_with(self, served: Served, q_tokens: Tokens, k_tokens: Tokens, q: Tensor, k: Tensor) -> Tensor:
+        """Return what `score` does, for the attention of one layer.
+
+        It is handed over with each call: a module that every layer registered would name its weights once for each.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not declare that it projects")
 
 
 def add_positions(x: Tensor, positions: Iterable[Position], tokens: Tokens) -> Tensor:

@@ -23,6 +23,7 @@ RECURRENT = Declaration(
     lacks={
         "score": "it carries one summary from token to token, and no pair of tokens ever has a score",
         "cross": "it reads one sequence in order, and has no queries to put to a memory",
+        "pairs": "it reads tokens in the order of their columns, and knows no other",
         "compile": "it takes as many steps as there are tokens, and a graph has a fixed number",
     },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -41,30 +41,58 @@ class Scaling:
     """Slow the pairs of a rotation down, those most that turn least.
 
     kind: `linear` slows all alike (Chen et al. 2023); `llama3` by how often a pair turns (Dubey et al. 2024); `yarn` by
-    its place among the pairs, and makes scores larger (Peng et al. 2023). factor: by how much. trained: the tokens of
-    the texts before; linear needs none. slow, fast: pairs that turn no more often than slow in `trained` tokens are
+    its place among the pairs, and makes scores larger (Peng et al. 2023); `longrope` each by a factor of its own, and
+    makes scores larger (Ding et al. 2024). factor: by how much (longrope: max_seq_len / trained). trained: the tokens
+    of the texts before; linear needs none. slow, fast: pairs that turn no more often than slow in `trained` tokens are
     slowed in full, and not at all from fast on (llama3: 1 and 4, yarn: 1 and 32). magnitude: what queries and keys are
-    multiplied by (1; yarn: 0.1 ln factor + 1). mscale, mscale_all_dim: both given, make the magnitude of
-    yarn (0.1 mscale ln factor + 1) / (0.1 mscale_all_dim ln factor + 1), for an attention that stretches all scores.
+    multiplied by (1; yarn: 0.1 ln factor + 1; longrope: (1 + ln factor / ln trained)^1/2). mscale, mscale_all_dim: both
+    given, make the magnitude of yarn (0.1 mscale ln factor + 1) / (0.1 mscale_all_dim ln factor + 1), for an attention
+    that stretches all scores.
+
+    short, long: longrope's factors, one a pair. A text of up to `trained` tokens is turned by the short ones, all of
+    it, and a longer one by the long ones. So what a state keeps of a text can't serve beyond `trained` tokens, if it
+    was begun before: the text is read anew there.
     """
 
-    kind: Literal["linear", "llama3", "yarn"]
-    factor: float
+    kind: Literal["linear", "llama3", "yarn", "longrope"]
+    factor: float | None = None
     trained: int | None = None
     slow: float | None = None
     fast: float | None = None
     magnitude: float | None = None
+    short: tuple[float, ...] | None = None
+    long: tuple[float, ...] | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
 
     def __post_init__(self) -> None:
-        if self.factor < 1.0:
+        for name in ("short", "long"):
+            factors = getattr(self, name)
+            if (factors is None) == self.by_length:
+                raise ValueError(f"{name}: longrope needs it, and no other kind has it: a factor for each pair")
+            if factors is not None and min(factors, default=0.0) <= 0.0:
+                raise ValueError(f"{name}: a factor of {min(factors, default=0.0)} turns nothing; all above 0")
+        if self.factor is None and not self.by_length:
+            raise ValueError(f"factor: {self.kind} needs it: by how much pairs are slowed down")
+        if self.factor is not None and self.factor < 1.0:
             raise ValueError(f"factor: {self.factor} makes texts shorter; at least 1")
         if self.trained is None and self.kind != "linear":
             raise ValueError(f"trained: {self.kind} needs it: the tokens of the texts that the rotation was trained on")
         low, high = self.turns
         if not 0.0 < low < high:
             raise ValueError(f"slow: {low} must be above 0 and below fast, {high}")
+
+    @property
+    def by_length(self) -> bool:
+        """Say whether pairs turn otherwise in texts of more than `trained` tokens."""
+        return self.kind == "longrope"
+
+    def resolved(self, longest: int) -> Scaling:
+        """Return the same with every number filled in, for texts of at most `longest` tokens."""
+        if self.factor is not None:
+            return self
+        assert self.trained is not None
+        return replace(self, factor=max(longest / self.trained, 1.0))
 
     @property
     def turns(self) -> tuple[float, float]:
@@ -77,14 +105,25 @@ class Scaling:
         """Return `magnitude` with its default."""
         if self.magnitude is not None:
             return self.magnitude
+        assert self.factor is not None
+        if self.by_length:
+            assert self.trained is not None
+            return math.sqrt(1.0 + math.log(self.factor) / math.log(self.trained))
         if self.kind != "yarn":
             return 1.0
         if self.mscale and self.mscale_all_dim:
             return growth(self.factor, self.mscale) / growth(self.factor, self.mscale_all_dim)
         return growth(self.factor)
 
-    def scaled(self, speed: Tensor, theta: float) -> Tensor:
-        """Return how fast pairs turn, (pairs,) radians a token, once they are slowed down; `theta`: the rotation's."""
+    def scaled(self, speed: Tensor, theta: float, far: bool = False) -> Tensor:
+        """Return how fast pairs turn, (pairs,) radians a token, once they are slowed down; `theta`: the rotation's.
+
+        `far`: whether the text is longer than `trained`, where that counts.
+        """
+        factors = self.long if far else self.short
+        if factors is not None:
+            return speed / torch.tensor(factors, dtype=speed.dtype, device=speed.device)
+        assert self.factor is not None
         kept = _KEPT[self.kind](self, speed, theta)
         return speed * kept + speed / self.factor * (1.0 - kept)
 

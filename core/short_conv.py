@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import is_exporting
 from .context import Context
+from .linear import at_least_fp32, exactly
 from .state import Declared, Memories, Remembered
 
 
@@ -36,14 +39,21 @@ class ShortConv(nn.Module):
         return {"near": Remembered(("batch", self.back, self.width), "fixed")} if self.back else {}
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories]:
-        """Return what x (B, T, width) is convolved to, and the next inputs to keep, where there is a state."""
-        wide, kept = widened(x, context, None if state is None else state.get("near"), self.back)
-        return convolved(wide, self.weight, self.bias, context), {} if kept is None else {"near": kept}
+        """Return what x (B, T, width) is convolved to, at least in fp32, and what to keep where there is a state."""
+        return self._with(convolved, x, context, state)
 
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories]:
         """Compute the same as a sum over the taps."""
+        return self._with(tapped, x, context, state)
+
+    def _with(
+        self, convolve: Callable[..., Tensor], x: Tensor, context: Context, state: Memories | None
+    ) -> tuple[Tensor, Memories]:
         wide, kept = widened(x, context, None if state is None else state.get("near"), self.back)
-        return tapped(wide, self.weight, self.bias, context), {} if kept is None else {"near": kept}
+        bias = None if self.bias is None else at_least_fp32(self.bias)
+        with exactly(x):
+            y = convolve(at_least_fp32(wide), at_least_fp32(self.weight), bias, context)
+        return y, {} if kept is None else {"near": kept}
 
 
 def widened(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from .inputs import Input
 from .norm import Norm
 from .position import Position, add_positions
 from .state import PAST, Declared, Memories, Remembered, State
-from .tokens import Packing, Tokens, document_positions
+from .tokens import ORDER, Packing, Tokens, document_positions, with_asked
 
 
 class Stack(nn.Module):
@@ -43,11 +43,16 @@ class Stack(nn.Module):
         self.positions = nn.ModuleList(positions)
         self._positions = tuple(positions)
         own = [position for block in blocks if block.positions is not None for position in block.own_positions]
-        self._most = min([site.max_seq_len, *(position.most() for position in (*positions, *own))])
+        self.all_positions = (*positions, *own)
+        self._most = min([site.max_seq_len, *(position.most() for position in self.all_positions)])
+        self.edges = sorted({edge for position in self.all_positions for edge in position.edges()})
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
         self.checkpoint_activations = False
-        parts: list[Component] = [*positions, *own, *(part for block in blocks for part in block.sublayers().values())]
+        parts: list[Component] = [
+            *self.all_positions,
+            *(part for block in blocks for part in block.sublayers().values()),
+        ]
         self._marks = {name: put for part in parts for name, put in part.reads().items()}
         # By layer and sublayer; a sublayer that declares nothing is left out, and handed no state.
         self._state_names = [
@@ -60,6 +65,7 @@ class Stack(nn.Module):
         ]
         self._declared = self._declare()
         self._appends = "pos" in self._declared
+        self._beside = any("beside" in block.names for block in blocks)
 
     @property
     def blocks(self) -> Sequence[Block]:
@@ -78,6 +84,17 @@ class Stack(nn.Module):
         if self.embedding.maskable:
             inputs["attention_mask"] = Input(("batch", "sequence"), "int64", high=2)
         return inputs
+
+    def bound_to_columns(self) -> str | None:
+        """Return why some layer can't let any tokens see any others; None where all can."""
+        for index, block in enumerate(self.blocks):
+            parts: dict[str, Any] = block.sublayers()
+            lacks = parts["attention"].declares.lacks if "attention" in parts else {}
+            if "pairs" in lacks:
+                return f"the attention of layer {index} is bound to columns: {lacks['pairs']}"
+            if "feedforward" in parts and parts["feedforward"].mixes_tokens:
+                return f"the feedforward of layer {index} is bound to columns: it mixes neighbours"
+        return None
 
     def declared(self) -> Declared:
         """Declare the whole state, by the names of `State.tensors`."""
@@ -146,6 +163,8 @@ class Stack(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         weights: list[Tensor] | None = None,
+        order: Tensor | None = None,
+        asked: Tensor | None = None,
     ) -> tuple[Tensor, State | None]:
         """Return hidden states (B, T, C) and the next state.
 
@@ -153,8 +172,14 @@ class Stack(nn.Module):
         (B, past + T), of which the last T count. document_ids (B, T): rows of several documents, kept apart, each one
         stretch.
 
+        order (B, T) int64, from 1: an order of the row's own, in which no token sees a later one (Yang et al. 2019);
+        tokens of one number see each other. asked (B, P) int64: columns of tokens that are asked for. The result is
+        theirs then, (B, P, C): a second stream, which begins with the same vector everywhere and sees what comes before
+        each token in the order, beside the first, which sees the token too.
+
         Raises:
-            InputError: shapes that do not fit, too many tokens, documents together with a state.
+            InputError: shapes that do not fit, too many tokens, documents together with a state, an order that a layer
+                can't keep.
         """
         marks = {name: inputs[name] for name in self._marks if name in inputs}
         if marks:
@@ -164,32 +189,47 @@ class Stack(nn.Module):
         mask = self._check(x, attention_mask, document_ids, state)
         packing = None if mask is None else Packing.of(mask)
         tokens = self._tokens(x, packing, document_ids, state)
+        if order is not None:
+            self._check_order(order, mask, x)
+            marks[ORDER] = order
+        elif asked is not None:
+            raise InputError("asked: tokens that are asked for need an order; without one they would see themselves")
         if marks:
             tokens = replace(tokens, marks=marks if packing is None else {n: packing.pack(m) for n, m in marks.items()})
         if packing is not None:
             x = packing.pack(x)
+        own = tokens
+        if asked is not None:
+            asked = asked if packing is None else packing.dest.gather(1, asked)
+            tokens = with_asked(tokens, asked)
+            x = torch.cat([x, self.embedding.asking().to(x.dtype).expand(*asked.shape, -1)], dim=1)
         x = self.embedding.finish(add_positions(x, self._positions, tokens))
         context = Context(
             tokens, self.site.causal, self._past(state), None if state is None else state.seen,
-            positions=self._positions, weights=weights,
+            positions=self._positions, weights=weights, asked=0 if asked is None else asked.shape[1],
         )  # fmt: skip
         x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
         if self.norm is not None:
             x = self.norm(x)
-        if packing is not None:
+        if asked is not None:
+            x = x[:, own.pos.shape[1] :]
+        elif packing is not None:
             x = packing.unpack(x)
-        return x, None if state is None else self._next(state, after, tokens, mask)
+        return x, None if state is None else self._next(state, after, own, mask)
 
     def _run(
         self, x: Tensor, context: Context, cross: Context, state: State | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        # Positions are those of a layer's attention: what stands beside it has none.
         contexts = {"attention": context, "cross_attention": cross, "feedforward": context}
+        if self._beside:
+            contexts["beside"] = context.at(())
         tensors: dict[str, Tensor] = {}
         for block, subs in zip(self.blocks, self._state_names, strict=True):
             here = contexts
             if block.positions is not None:
                 own = context.at(block.own_positions)
-                here = {"attention": own, "cross_attention": cross, "feedforward": own}
+                here = contexts | {"attention": own, "feedforward": own}
             if state is None:
                 if self.checkpoint_activations and torch.is_grad_enabled():
                     x, _ = checkpoint(block, x, here, use_reentrant=False)
@@ -273,7 +313,15 @@ class Stack(nn.Module):
                     )
                 mask = mask[:, past:]
         self._check_length(length, mask, state)
+        if state is not None and state.columns and self.edges:
+            self._check_edges(length, mask, state)
         return mask
+
+    def _check_order(self, order: Tensor, mask: Tensor | None, x: Tensor) -> None:
+        if order.shape != x.shape[:2]:
+            raise InputError(f"order is {tuple(order.shape)}; the tokens are {tuple(x.shape[:2])}")
+        if (why := self.bound_to_columns()) is not None:
+            raise InputError(f"order: {why}")
 
     def _check_length(self, length: int, mask: Tensor | None, state: State | None) -> None:
         most = self._most
@@ -286,6 +334,22 @@ class Stack(nn.Module):
         if longest > most:
             which = "max_seq_len =" if most == self.site.max_seq_len else "what its positions have places for:"
             raise InputError(f"{longest} tokens in a row; this model takes at most {which} {most}")
+
+    def _check_edges(self, length: int, mask: Tensor | None, state: State) -> None:
+        """Refuse a state that was begun before a length beyond which it can't be used."""
+        for edge in self.edges:
+            if state.columns + length <= edge:
+                continue
+            if mask is None and not state.padded:
+                crossed = state.columns <= edge
+            else:  # columns may be padding
+                total = state.seen + (length if mask is None else mask.bool().sum(1))
+                crossed = bool(((state.seen > 0) & (state.seen <= edge) & (total > edge)).any())
+            if crossed:
+                raise InputError(
+                    f"a state of a row of at most {edge} tokens can't go on beyond them: positions turn otherwise in "
+                    "longer rows; begin anew with all of the row's tokens"
+                )
 
 
 def mark_name(name: str) -> str:

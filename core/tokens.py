@@ -7,13 +7,15 @@ the rule into what its kernel wants.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Made = TypeVar("Made")
+ORDER = "order"
+"""The mark of tokens that have an order of their own: none sees what comes later in it; 0 is seen by all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ class Tokens:
     @property
     def plain(self) -> bool:
         """Say that each row is one document without padding, so that column order is all there is to know."""
-        return self.valid is None and self.doc is None
+        return self.valid is None and self.doc is None and ORDER not in self.marks
 
 
 def join(past: Tokens, new: Tokens) -> Tokens:
@@ -82,14 +84,34 @@ def join(past: Tokens, new: Tokens) -> Tokens:
     return Tokens(pos, torch.cat(valid, dim=1), marks=marks)
 
 
+def with_asked(tokens: Tokens, asked: Tensor) -> Tokens:
+    """Return tokens, which have an order, and behind them those that are asked for, at columns `asked` (B, P).
+
+    These see what comes before their token in the order, and not the token itself.
+    """
+
+    def both(t: Tensor) -> Tensor:
+        t = t.expand(asked.shape[0], -1)
+        return torch.cat([t, t.gather(1, asked)], dim=1)
+
+    found = tokens.map(both)
+    itself = torch.arange(found.pos.shape[1], device=asked.device) >= tokens.pos.shape[1]
+    return replace(found, marks={**found.marks, ORDER: found.marks[ORDER] - itself.long()})
+
+
 def visible(q: Tokens, k: Tokens, *, causal: bool) -> Tensor:
-    """Return who may see whom, (B or 1, T, S) bool: not padding, not later (when causal), not another document."""
+    """Return who may see whom, (B or 1, T, S) bool.
+
+    Not padding, not what is later (when causal), not another document, not what comes later in an order of their own.
+    """
     q_pos, k_pos = q.pos.unsqueeze(2), k.pos.unsqueeze(1)
     seen = k_pos <= q_pos if causal else (k_pos == k_pos).expand(-1, q_pos.shape[1], -1)
     if k.valid is not None:
         seen = seen & k.valid.unsqueeze(1)
     if q.doc is not None and k.doc is not None:
         seen = seen & (q.doc.unsqueeze(2) == k.doc.unsqueeze(1))
+    if ORDER in q.marks and ORDER in k.marks:
+        seen = seen & (k.marks[ORDER].unsqueeze(1) <= q.marks[ORDER].unsqueeze(2))
     return seen
 
 
@@ -140,6 +162,19 @@ def _spread(flags: Tensor, x: Tensor) -> Tensor:
 
 def _take(x: Tensor, columns: Tensor) -> Tensor:
     return x.gather(1, _spread(columns, x).expand(columns.shape + x.shape[2:]))
+
+
+def lengths(tokens: Tokens) -> Tensor:
+    """Return how many tokens the document of each token has, up to the last at hand: (B or 1, T or 1) int64."""
+    if tokens.doc is None:
+        pos = tokens.pos if tokens.valid is None else tokens.pos.masked_fill(~tokens.valid, -1)
+        none = pos.new_full((pos.shape[0], 1), -1)  # where there is no token
+        return torch.cat([none, pos], dim=1).amax(1, keepdim=True) + 1
+    column = torch.arange(tokens.pos.shape[1], device=tokens.pos.device).expand(tokens.doc.shape)
+    last = torch.ones_like(tokens.doc, dtype=torch.bool)
+    last[:, :-1] = tokens.doc[:, 1:] != tokens.doc[:, :-1]
+    ends = torch.where(last, column, column.shape[1]).flip(1).cummin(1).values.flip(1)
+    return tokens.pos.expand(tokens.doc.shape).gather(1, ends) + 1
 
 
 def document_positions(doc: Tensor) -> Tensor:

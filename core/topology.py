@@ -76,6 +76,7 @@ class Topology(nn.Module, Component, ABC):
 
     `stacks`: name -> `StackRole`, in the order that they are built. Options of the only stack stand directly under
     `model` in a spec; those of several under their names. `generates`: gives next-token logits step by step.
+    `permutes`: takes rows with an `order` of their own, and gives what stands at the columns that are `asked` for.
     """
 
     StackRole: TypeAlias = _StackRole
@@ -87,6 +88,7 @@ class Topology(nn.Module, Component, ABC):
     kind: ClassVar[str] = "topology"
     stacks: ClassVar[Mapping[str, StackRole]]
     generates: ClassVar[bool] = False
+    permutes: ClassVar[bool] = False
 
     def __init__(self, config: Any, stacks: Mapping[str, Stack], heads: Mapping[str, Head]) -> None:
         super().__init__()

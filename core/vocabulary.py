@@ -20,7 +20,8 @@ class Vocabulary:
     """Say which ids a tokenizer gives: `size` of them, and those with a meaning of their own.
 
     `pad` fills rows, `bos` opens a text, `eos` closes it (it may be the same id), `mask` stands for a hidden token (-1
-    where there is none). `stops`: others that end what a model writes, such as the end of a turn.
+    where there is none). `stops`: others that end what a model writes, such as the end of a turn. `sentence_ends`:
+    those that end a sentence: full stops, question and exclamation marks, and ends of lines.
     """
 
     size: int
@@ -29,6 +30,7 @@ class Vocabulary:
     eos: int
     mask: int
     stops: tuple[int, ...] = ()
+    sentence_ends: tuple[int, ...] = ()
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -40,6 +42,15 @@ class Vocabulary:
         if self.mask < 0:
             raise DataError(f"objective {objective} hides tokens behind a mask, and the tokenizer has no such token")
         return self.mask
+
+
+def ends_a_sentence(token: str) -> bool:
+    """Say whether a token, as a tokenizer spells it, ends a sentence: a mark at its end, or a line's end in it.
+
+    Closing quotes, brackets and spaces may follow the mark. Spelt byte by byte, a line's end is `Ċ` and a space `Ġ`.
+    """
+    bare = token.rstrip(" ▁Ġ\"')]}»”’")
+    return bare.endswith((".", "!", "?", "…", "。", "！", "？")) or "Ċ" in token or "\n" in token or token == "<0x0A>"
 
 
 @dataclass(frozen=True)

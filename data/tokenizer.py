@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ..core.vocabulary import END, MASK, PAD, ROLES, Roles
+from ..core.vocabulary import END, MASK, PAD, ROLES, Roles, ends_a_sentence
 from ..errors import DataError
 from .files import write_whole
 
@@ -30,7 +31,8 @@ class Tokenizer:
     def __init__(self, model: tokenizers.Tokenizer, origin: str = "tokenizer", roles: Roles = _OWN) -> None:
         size = 1 + max(model.get_vocab().values(), default=-1)
         self.roles = roles
-        self.vocabulary = roles.vocabulary(size, model.token_to_id, origin)
+        ends = sorted(number for token, number in model.get_vocab().items() if ends_a_sentence(token))
+        self.vocabulary = replace(roles.vocabulary(size, model.token_to_id, origin), sentence_ends=tuple(ends))
         self._model = model
         self._model.encode_special_tokens = True
         self._model.no_truncation()

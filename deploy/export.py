@@ -64,13 +64,15 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
     state = state_facts(remembered)
     with lowered(model, settings.target) as layers:
         graphs = {name: write_graph(model, name, graph, folder, settings.opset) for name, graph in declared.items()}
-    max_seq_len = min(stack.site.max_seq_len for stack in model.modules() if isinstance(stack, Stack))
+    stacks = [stack for stack in model.modules() if isinstance(stack, Stack)]
+    max_seq_len = min(stack.site.max_seq_len for stack in stacks)
     report = compare(model, folder, graphs, state, max_seq_len)
     if report.failed:
         raise ExportError(f"the exported graph disagrees with PyTorch, and was not kept:\n{report}")
     source.copy_tokenizer(folder)
     Manifest(
         max_seq_len=max_seq_len,
+        edges=tuple(sorted({edge for stack in stacks for edge in stack.edges})),
         vocab_size=source.vocab_size(_ids(graphs)),
         opset=settings.opset,
         precision=settings.precision,

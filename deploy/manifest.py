@@ -60,7 +60,8 @@ class GraphFacts:
 class Manifest:
     """Hold what `transom.json` says.
 
-    `max_seq_len`: the most real tokens a row may have. `vocab_size`: the tokens that a tokenizer
+    `max_seq_len`: the most real tokens a row may have. `edges`: the lengths beyond which a row's state can't be used
+    that was begun before. `vocab_size`: the tokens that a tokenizer
     gives, or else the ids that the model reads; None without text. `special_ids`: of the tokenizer, by `bos`, `eos`,
     `pad`, `mask`. `stop_ids`: other tokens that end what it writes. `versions`: of the libraries that wrote and checked
     the folder.
@@ -82,6 +83,7 @@ class Manifest:
     parity: tuple[Mapping[str, Any], ...] = ()
     spec: Mapping[str, Any] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    edges: tuple[int, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write `transom.json`: after it, the folder is whole."""

@@ -56,6 +56,11 @@ class Runtime:
         return self._source is not None
 
     @property
+    def edges(self) -> tuple[int, ...]:
+        """Say beyond which lengths a row's state can't be used that was begun before."""
+        return tuple(self.manifest.edges)
+
+    @property
     def max_seq_len(self) -> int:
         """Say how many real tokens a row may hold."""
         return self.manifest.max_seq_len
@@ -130,6 +135,11 @@ class Runtime:
         mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
         seen = state.seen + mask.sum(axis=1)
         self._check_length(seen)
+        for edge in self.edges:
+            if ((state.seen > 0) & (state.seen <= edge) & (seen > edge)).any():
+                raise InputError(
+                    f"a state of a row of at most {edge} tokens can't go on beyond them; begin anew with all its tokens"
+                )
         given = {name: mask if is_mask(name) else input_ids for name in self._inputs(self._step)}
         session = self._sessions[self._step]
         outputs, after = session.run(given, {name: state.values[name] for name in session.facts.takes})
@@ -168,6 +178,7 @@ class Writer:
         self._begun = begun
         self.max_seq_len = runtime.max_seq_len
         self.vocab_size = runtime.vocab_size
+        self.edges = runtime.edges
 
     def start(self, batch: int) -> Held:
         """Give the state of the sources, before the first token; `batch` is the number of sources."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, Protocol
@@ -96,6 +96,7 @@ def generate(
         seen[row, prompt] = True
     ids, mask = _pad(given)
     state, step = stepper.start(len(rows)), 0
+    edges: Collection[int] = getattr(stepper, "edges", ())  # a stepper may have lengths beyond which rows are read anew
     while live := [index for index, row in enumerate(rows) if row.ended is None]:
         logits, state = stepper.step(ids, mask, state)
         uniform = np.array([rows[index].random.random() for index in live])
@@ -106,6 +107,11 @@ def generate(
             rows[index].take(token)
             if rows[index].ended is None:
                 column[index] = [token]
+        if _crossing(given, rows, edges):
+            state, column = (
+                stepper.start(len(rows)),
+                [prompt + row.ids if row.ended is None else [] for prompt, row in zip(given, rows, strict=True)],
+            )
         ids, mask = _pad(column)
         step += 1
     return [row.result() for row in rows]
@@ -219,6 +225,12 @@ def _rows(
         rows.append(_Row(prompt, copies[tuple(prompt)], sampling, stepper.max_seq_len, text(index)))
         copies[tuple(prompt)] += 1
     return rows
+
+
+def _crossing(prompts: list[list[int]], rows: list[_Row], edges: Collection[int]) -> bool:
+    """Say whether the newest token of a row that goes on stands beyond a length that its state can't cross."""
+    live = [len(prompt) + len(row.ids) for prompt, row in zip(prompts, rows, strict=True) if row.ended is None]
+    return bool(edges) and any(length - 1 in edges for length in live)
 
 
 def _pad(rows: list[list[int]]) -> tuple[Ids, Ids | None]:

@@ -14,13 +14,13 @@ from .layers import Layers, text_of
 
 # Fields of every family's file that say nothing of what the model computes: of training, of text, of how to load it.
 IGNORED = (
-    "_name_or_path", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
-    "cache_implementation", "chunk_size_feed_forward", "decoder_start_token_id", "diversity_penalty", "do_sample",
-    "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
-    "finetuning_task", "forced_*_token_id", "gradient_checkpointing", "id2label", "initializer_*", "label2id",
-    "length_penalty", "max_length",
-    "min_length", "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
-    "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type",
+    "_name_or_path", "_num_labels", "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens",
+    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "decoder_start_token_id", "diversity_penalty",
+    "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_*_token_id", "from_tf", "gradient_checkpointing",
+    "id2label", "initializer_*", "label2id", "length_penalty", "max_length", "min_length", "model_type",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences", "output_attentions",
+    "output_hidden_states", "output_past", "output_scores", "pad_token_id", "prefix", "problem_type",
     "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
     "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class", "top_k", "top_p",
     "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16", "use_cache", "*_dropout",
@@ -84,7 +84,7 @@ class _Reader:
         if self.settings.start is not None:
             self.laid.append(self.settings.start)
         if found := [*likely, *named]:
-            self.laid += [known[name] for name in dict.fromkeys(found)]
+            self.laid += [self.settings.piece(name) for name in dict.fromkeys(found)]
         else:
             given = ", ".join(map(str, names))
             message = f"{shown(given)} is not known to the family{nearest(given, known)}"
@@ -117,9 +117,10 @@ class _Reader:
                 yield from self._fields(node, f"{name}.")
 
     def _is(self, name: str, wanted: Node) -> bool:
-        """Say whether a field, or its default where the file leaves it out, has a value."""
+        """Say whether a field, or its default where the file leaves it out, has a value, or one of several."""
         node = self.given.get(name) or self.settings.defaults.get(name)
-        return node is not None and node.plain() == wanted.plain()
+        allowed = [item.plain() for item in (wanted.value if isinstance(wanted.value, tuple) else (wanted,))]
+        return node is not None and node.plain() in allowed
 
     def _apply(self, name: str, reading: FieldSettings, node: Node) -> None:
         """Lay over what one field comes to."""

@@ -39,8 +39,9 @@ def family_spec(hf_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     assert hf is not None
     assert hf.config is not None
     laid = laid_over(config, str(folder / CONFIG), hf.config)
-    if hf.prefix and not any(name.startswith(hf.prefix) for name in Shards(folder).found):
-        laid.append(_without_prefix(hf, str(folder)))
+    asked = load_spec(place, laid=laid).hf if hf.prefix else None  # an architecture may have a prefix of its own
+    if asked is not None and not any(name.startswith(asked.prefix) for name in Shards(folder).found):
+        laid.append(_without_prefix(asked, str(folder)))
     laid += pooled_as_said(folder, hf)
     options = getattr(family.data.config, "tokenizer", None) if family.data else None
     if options is not None and (folder / TOKENIZER).exists():
@@ -86,7 +87,9 @@ def _without_prefix(hf: HfSettings, source: str) -> Node:
         if there.layout is not None:
             entries["layout"] = node_of(there.layout, mark)
         if there.names:
-            entries["names"] = node_of({old: node_of(new, mark) for old, new in there.names.items()}, mark)
+            whole = hf.prefix if not there.at else ""  # names that are not relative to a place have it too
+            names = {old: node_of(new.removeprefix(whole), mark) for old, new in there.names.items()}
+            entries["names"] = node_of(names, mark)
         return node_of(entries, mark)
 
     modules = node_of({ours: place(there) for ours, there in hf.places.items()}, mark)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from .shards import DTYPES, Shards, read_json, shown
 from .words import copy_text
 
 AnyPath = str | os.PathLike[str]
+OLDER = {"weight": "gamma", "bias": "beta"}
 
 
 def import_checkpoint(hf_dir: AnyPath, spec: Spec | None = None) -> tuple[Spec, Topology]:
@@ -41,7 +43,7 @@ def import_checkpoint(hf_dir: AnyPath, spec: Spec | None = None) -> tuple[Spec, 
             `family_spec` does.
         CheckpointError: the folder can't be read, or does not hold just the weights of this model.
     """
-    spec = family_spec(hf_dir) if spec is None else spec
+    spec = _as_spelt(family_spec(hf_dir) if spec is None else spec, Path(hf_dir))
     source = _Source(Path(hf_dir), spec)
     model = compose(spec)
     own = model.state_dict()
@@ -63,7 +65,7 @@ def import_run(hf_dir: AnyPath, spec: Spec | None, out: AnyPath) -> Path:
         CheckpointError: as `import_checkpoint` does, or `out` is there already.
     """
     folder = Path(hf_dir)
-    spec = family_spec(folder) if spec is None else spec
+    spec = _as_spelt(family_spec(folder) if spec is None else spec, folder)
     with whole_folder(Path(out)) as beside:
         source = _Source(folder, spec)
         weights = {name: tensor.contiguous() for name, tensor in source.weights()}
@@ -76,6 +78,19 @@ def import_run(hf_dir: AnyPath, spec: Spec | None, out: AnyPath) -> Path:
             shutil.copyfile(folder / CONFIG, beside / KEPT_CONFIG)
         copy_text(folder, beside)
     return Path(out)
+
+
+def _as_spelt(spec: Spec, folder: Path) -> Spec:
+    """Return a spec that also knows how a folder spells the weights of its norms: older ones have gamma and beta."""
+    if spec.hf is None:
+        return spec
+    norms = {name.split(".")[-2] for name in Shards(folder).found if name.endswith(".gamma") and name.count(".") > 1}
+    older = {f"{norm}.{ours}": f"{norm}.{theirs}" for norm in sorted(norms) for ours, theirs in OLDER.items()}
+    endings = older | dict(spec.hf.endings)
+    if endings == spec.hf.endings:
+        return spec
+    resolved = {**spec.resolved, "hf": {**spec.resolved["hf"], "endings": endings}}
+    return replace(spec, hf=replace(spec.hf, endings=endings), resolved=resolved)
 
 
 class _Source:

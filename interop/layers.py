@@ -70,7 +70,7 @@ class Layers:
             near = nearest(text_of(odd[0]), reading.each)
             self.note(odd[0], f"{shown(odd[0].plain())} is not known to the family{near}")
             return
-        if not given:
+        if texts and (reading.again or not given):
             texts = list(islice(cycle(texts), max(count, 0)))
         if not texts or count != len(texts):
             self.note(node, f"should be a list of {count}, as {reading.count} says, not of {len(texts)}")
@@ -96,7 +96,7 @@ class Layers:
             return None, ()
         if reading.first is not None:
             return reading.first, range(min(number, count))
-        return reading.every, range(number - 1, count, number)
+        return reading.every, range(0 if reading.leads else number - 1, count, number)
 
 
 def text_of(node: Node) -> str:

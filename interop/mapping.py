@@ -16,8 +16,9 @@ from ..core.topology import Topology
 from ..errors import PluginError
 from ..registry.marks import BrokenSpec, Mark, Problem, nearest
 from ..registry.spec import Spec
-from ..registry.typed import MAYBE, NUMBER, HfSettings, Place
+from ..registry.typed import MAYBE, NUMBER, STACK, HfSettings, Place
 
+NUMBERS = r"\d+"
 SHOWN = 20  # of many names that are wrong
 
 
@@ -78,6 +79,8 @@ class _Finder:
         self.problems: list[Problem] = []
         self.left: list[str] = []
         self.modules = dict(model.named_modules())
+        self.endings = settings.endings
+        self.stacks = "|".join(map(re.escape, model.stacks))
         self.placed: dict[str, _Placed] = {}
         # The most particular first: a layer that is named goes before one that a number stands for.
         for entry in sorted(settings.places, key=lambda name: len(re.findall(NUMBER, name))):
@@ -92,7 +95,7 @@ class _Finder:
         placed = self.placed[holder]
         own = parameter.removeprefix(f"{holder}.")
         move = placed.moves.get(own, Take(own))
-        names = {name: _joined(placed.at, _renamed(name, placed.names)) for name in move.names()}
+        names = {name: _ended(_joined(placed.at, _renamed(name, placed.names)), self.endings) for name in move.names()}
         try:
             parts = move.save(torch.empty(tensor.shape, device="meta"))
         except (ValueError, RuntimeError) as error:
@@ -118,7 +121,8 @@ class _Finder:
         self.problems.append(self.spec.problem("hf.modules", message))
 
     def _place(self, entry: str, place: Place) -> None:
-        pattern, matched, names = _pattern(entry.removesuffix(MAYBE)), entry.endswith(MAYBE), set[str]()
+        pattern = _pattern(entry.removesuffix(MAYBE), self.stacks)
+        matched, names = entry.endswith(MAYBE), set[str]()
         for path, module in self.modules.items():
             match = pattern.fullmatch(path)
             if match is None:
@@ -167,13 +171,16 @@ def _called(module: nn.Module) -> str:
     return type(module.mechanism if isinstance(module, MultiHeadAttention) else module).__qualname__
 
 
-def _pattern(entry: str) -> re.Pattern[str]:
-    """Return what matches the modules that an entry of the spec names; a placeholder is the same number throughout."""
+def _pattern(entry: str, stacks: str) -> re.Pattern[str]:
+    """Return what matches the modules that an entry of the spec names; a placeholder is the same number throughout.
+
+    `stacks`: what matches the name of a stack.
+    """
     parts = re.split(NUMBER, entry)
     seen: list[str] = []
     for place in range(1, len(parts), 2):
         name = parts[place]
-        parts[place] = f"(?P={name})" if name in seen else rf"(?P<{name}>\d+)"
+        parts[place] = f"(?P={name})" if name in seen else f"(?P<{name}>{stacks if name == STACK else NUMBERS})"
         seen.append(name)
     return re.compile("".join(part if place % 2 else re.escape(part) for place, part in enumerate(parts)))
 
@@ -189,6 +196,13 @@ def _around(parameter: str) -> Iterator[str]:
     while path:
         path = path.rpartition(".")[0]
         yield path
+
+
+def _ended(name: str, endings: Mapping[str, str]) -> str:
+    """Return a published name with the longest ending that `endings` has replaced."""
+    found = [old for old in endings if f".{name}".endswith(f".{old}")]
+    old = max(found, key=len, default="")
+    return name.removesuffix(old) + endings[old] if old else name
 
 
 def _joined(at: str, name: str) -> str:

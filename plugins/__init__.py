@@ -7,7 +7,9 @@ from __future__ import annotations
 from ..core import component
 from .attention.big_bird import BigBirdAttention
 from .attention.conv import ConvAttention
+from .attention.convolution import ConvolutionAttention
 from .attention.full import FullAttention
+from .attention.gated_delta import GatedDeltaAttention
 from .attention.gru import GruAttention
 from .attention.latent import LatentAttention
 from .attention.linear import LinearAttention
@@ -18,6 +20,7 @@ from .attention.rg_lru import RgLruAttention
 from .attention.rnn import RnnAttention
 from .attention.rwkv import RwkvAttention
 from .attention.sparse import SparseAttention
+from .attention.state_space import StateSpaceAttention
 from .data.labelled import LabelledData
 from .data.pairs import PairsData
 from .data.text import TextData
@@ -34,12 +37,17 @@ from .norm.layer import LayerNorm
 from .norm.rms import RmsNorm
 from .objective.causal_lm import CausalLmObjective
 from .objective.classification import ClassificationObjective
+from .objective.gap_sentences import GapSentencesObjective
 from .objective.infilling import InfillingObjective
 from .objective.masked_lm import MaskedLmObjective
+from .objective.next_sentence import NextSentenceObjective
+from .objective.permuted_lm import PermutedLmObjective
 from .objective.replaced_token import ReplacedTokenObjective
 from .objective.seq2seq_lm import Seq2seqLmObjective
 from .objective.span_corruption import SpanCorruptionObjective
+from .objective.sum import SumObjective
 from .position.alibi import AlibiPosition
+from .position.disentangled import DisentangledPosition
 from .position.learned import LearnedPosition
 from .position.rope import RopePosition
 from .position.sinusoidal import SinusoidalPosition

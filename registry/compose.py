@@ -153,6 +153,7 @@ class _Builder:
             ("attention", layer.attention, site),
             ("cross_attention", layer.cross_attention, site.but(cross=True, causal=False)),
             ("feedforward", layer.feedforward, site),
+            ("beside", layer.beside, site),
         ):
             if part is not None:
                 sublayers[name] = self.at(f"{path}.{name}", part.build, where)
@@ -160,11 +161,13 @@ class _Builder:
         if layer.norm is not None:
             norm = layer.norm
             for name in norm_names(layer.placement, list(sublayers)):
+                if name in layer.unnormed:
+                    continue
                 norms[name] = self.at(f"{path}.norm", norm.build, site)
         positions = None
         if layer.position is not None:
-            served = [layer.attention]
-            positions = self.positions(f"{path}.position", layer.position, served, site, site.d_model)
+            served, alone = [layer.attention], site.but(n_layers=1)
+            positions = self.positions(f"{path}.position", layer.position, served, alone, site.d_model)
         before, after = halvings(site.layer - 1), halvings(site.layer)
         return Block(
             sublayers, norms, placement=layer.placement, residual=layer.residual, positions=positions,
@@ -196,7 +199,8 @@ class _Builder:
                     "of their own",
                 )
             n_heads, head_dim = next(iter(heads), (1, site.d_model))
-            where = site.but(d_model=width, n_heads=n_heads, head_dim=head_dim)
+            wide = width if "add" in part.cls.hooks else site.d_model
+            where = site.but(d_model=wide, n_heads=n_heads, head_dim=head_dim)
             built.append(self.at(path, part.build, where))
         return built
 

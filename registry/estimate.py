@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core.data import DataConfig, ImageField, LabelField, TextField
+from ..core.head import Head
 from ..core.objective import Objective, Prepared
 from ..core.stack import Stack
 from ..core.topology import Topology
 from ..core.vocabulary import Vocabulary
 from ..errors import DataError, SpecError, TransomError
+from .check import asked_heads
 from .compose import build_data, build_objective, stand_ins
 from .meter import CpuKernels, Meter
 from .spec import Spec
@@ -132,7 +134,7 @@ class _Whole:
         settings = self.spec.train
         objective, prepared = longest_batch(self.spec, self.model)
         mask = None if prepared.mask is None else prepared.mask.to("meta")
-        prepared = Prepared(meta(prepared.inputs), prepared.targets.to("meta"), mask)
+        prepared = Prepared(meta(prepared.inputs), prepared.targets.to("meta"), mask, meta(prepared.others))
         self._freeze()
         if not any(p.requires_grad for p in self.model.parameters()):
             raise SpecError("every parameter is frozen")
@@ -153,7 +155,7 @@ class _Whole:
         peak, flops = most_alive(segments)
         learned = self._times(lambda m: _bytes(p for p in m.parameters() if p.requires_grad))
         held = self.weights + 3 * learned
-        batch = _bytes([*prepared.inputs.values(), prepared.targets])
+        batch = _bytes([*prepared.inputs.values(), prepared.targets, *prepared.others.values()])
         before = held if settings.accumulate > 1 else held - learned
         return Training(
             rows=settings.batch_size,
@@ -170,8 +172,9 @@ class _Whole:
                 index, _, rest = rest.partition(".")
                 name = f"{stack}.layers.{self.first[stack][int(index)]}.{rest}"
             parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in self.spec.train.freeze))
-        for head in list(self.model.heads.values())[1:]:
-            head.requires_grad_(False)
+        for name, head in self.model.heads.items():
+            if name not in asked_heads(self.spec):
+                head.requires_grad_(False)
 
     def state(self) -> tuple[int, tuple[str, ...]]:
         """Return the bytes of one row's state after `max_seq_len` tokens, and how it grows."""
@@ -222,5 +225,9 @@ def longest_batch(spec: Spec, model: Topology) -> tuple[Objective, Prepared]:
 
 def _loss(model: Topology, objective: Objective, prepared: Prepared) -> Tensor:
     """Return the loss of a batch, keeping nothing else alive."""
-    hidden = model(**prepared.inputs, logits=False).hidden
-    return objective.loss(hidden, model.head, prepared).total * 1.0
+    asked = objective.asked(model, prepared)
+    totals = [
+        each.objective.loss(each.hidden, cast(Head, model.heads[name]), each.prepared).total
+        for name, each in asked.items()
+    ]
+    return torch.stack(totals).sum() * 1.0

@@ -132,7 +132,7 @@ def _refuse_cross_attention(stack: Node, name: str, reading: Reading) -> None:
 
 
 def _stack(stack: Node, name: str, expanded: Expanded, reading: Reading) -> Node:
-    entries = {key: child for key, child in stack.items.items() if key not in ("layer", "layers")}
+    entries = {key: child for key, child in stack.items.items() if key not in ("layer", "first", "layers")}
     entries["layers"] = _layers(stack, expanded.shapes.setdefault(name, []), reading)
     return node_of(entries, stack.mark, stack.keys)
 
@@ -155,6 +155,9 @@ def _layers(stack: Node, shapes: list[Shape], reading: Reading) -> Node:
             reading.note(group.mark, f"makes more than {MAX_LAYERS:,} layers")
             return node_of(BROKEN, groups.mark)
         layers += pattern * shape.repeat
+    if (first := _first(stack, layers[0])) is not None:
+        layers[0] = record_of(LayerSpec).merge(layers[0], first, reading)
+        shapes[:1] = _apart(shapes[0])
     _note_unused(layer, layers, "is taken by no layer: every pattern has its own", reading)
     return node_of(tuple(layers), groups.mark)
 
@@ -174,6 +177,22 @@ def _group(group: Node, layer: Node, reading: Reading) -> tuple[Shape, list[Node
     form = record_of(LayerSpec)
     entries = {id(entry): form.merge(layer, entry, reading) for entry in pattern.value}
     return Shape(times, len(pattern.value), True), [entries[id(entry)] for entry in pattern.value]
+
+
+def _first(stack: Node, layer: Node) -> Node | None:
+    """Return what the first layer of a stack changes in what it would be; None where that is nothing."""
+    first = stack.items.get("first")
+    if first is None or not isinstance(first.value, dict):
+        return None
+    # A part that is taken away where there is none would only tell the layer from its equals.
+    changes = {key: item for key, item in first.items.items() if item.value != NONE or key in layer.items}
+    return node_of(changes, first.mark, first.keys) if changes else None
+
+
+def _apart(shape: Shape) -> list[Shape]:
+    """Return a group as two, the first of which holds one pass alone, for its first layer is not as in the others."""
+    rest = Shape(shape.repeat - 1, shape.size, True)
+    return [Shape(1, shape.size, True), *([rest] if rest.repeat else [])]
 
 
 def _note_unused(shared: Node, merged: Sequence[Node], why: str, reading: Reading) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.component import Part
 from ..errors import PluginError
-from .forms import Form, Reading, Schemas, merge_maps
+from .forms import Form, ListOf, Reading, Schemas, has_indices, merge_maps
 from .interpolate import is_reference
 from .manager import ComponentClass, Registry, UnknownName
 from .marks import BROKEN, Node, node_of, shown
@@ -101,12 +101,16 @@ class PartForm(Form):
 
 
 class PartsForm(Form):
-    """Components of one kind that act together: one, a list, or `none`; where `optional`, `null` is to inherit them."""
+    """Components of one kind that act together: one, a list, or `none`; where `optional`, `null` is to inherit them.
+
+    In a list, `none` holds a place that an override may fill; an index map laid over it changes single items.
+    """
 
     deep = True
 
     def __init__(self, kind: str, optional: bool = False) -> None:
         self.item = PartForm(kind)
+        self.items = ListOf(PartForm(kind, optional=True))
         self.wanted = f"{self.item.wanted}, a list of such, or none"
         self.optional = optional
 
@@ -119,11 +123,16 @@ class PartsForm(Form):
             return None
         if node.value is None or isinstance(node.value, bool | int | float):
             return self.refuse(node, reading)
-        items = node.value if isinstance(node.value, tuple) else (node,)
-        values = tuple(self.item.bind(item, reading) for item in items)
-        return BROKEN if any(value is BROKEN for value in values) else values
+        if isinstance(node.value, tuple) or has_indices(node):
+            values = self.items.bind(node, reading)
+            return BROKEN if values is BROKEN else tuple(value for value in values if value is not None)
+        value = self.item.bind(node, reading)
+        return BROKEN if value is BROKEN else (value,)
 
     def merge(self, base: Node, over: Node, reading: Reading) -> Node:
+        if has_indices(over):
+            several = base if isinstance(base.value, tuple) else node_of((base,), base.mark)
+            return self.items.merge(several, over, reading)
         if isinstance(base.value, tuple) or isinstance(over.value, tuple):
             return over
         return self.item.merge(base, over, reading)
@@ -137,7 +146,7 @@ class PartsForm(Form):
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         part = self.item.schema(schemas)
         empty = [{"type": "null"}] if self.optional else []
-        return {"anyOf": [{"const": NONE}, *empty, part, {"type": "array", "items": part, "minItems": 1}]}
+        return {"anyOf": [{"const": NONE}, *empty, part, {**self.items.schema(schemas), "minItems": 1}]}
 
 
 def renewed(written: Node, cls: ComponentClass, reading: Reading) -> Node:

@@ -14,7 +14,7 @@ from ..core.component import KINDS, Part
 from ..errors import PluginError
 from .forms import Choice, Form, ListOf, MapOf, Null, OneOf, Raw, Reading, Scalar, Schemas, merge_maps
 from .manager import Registry
-from .marks import BROKEN, Node, nearest
+from .marks import BROKEN, Mark, Node, nearest
 
 
 class Record(Form):
@@ -52,14 +52,14 @@ class Record(Form):
         return BROKEN if any(value is BROKEN for value in values.values()) else self.make(node, values, reading)
 
     def make(self, node: Node, values: dict[str, Any], reading: Reading) -> Any:
-        """Construct the dataclass; a `ValueError` may begin with `field: ` to say which option it is about."""
+        """Construct the dataclass; a `ValueError` may begin with `field: ` or `field.inside: ` to say which option."""
         try:
             return self.cls(**values)
         except ValueError as error:
-            name, colon, message = str(error).partition(": ")
-            if colon and name in self.forms:
-                at = node.items[name].mark if name in node.items else node.mark.below(name)
-                return reading.note(at, message)
+            path, colon, message = str(error).partition(": ")
+            first, *inside = path.split(".")
+            if colon and first in self.forms:
+                return reading.note(_mark(node, [first, *inside]), message)
             return reading.note(node.mark, str(error))
         except Exception as error:
             why = f"{self.cls.__qualname__} can't check its options: {type(error).__name__}: {error}"
@@ -85,6 +85,16 @@ class Record(Form):
         docs = [" ".join((vars(cls).get("__doc__") or "").split()) for cls in self.cls.__mro__]
         found = next(filter(None, (description(name, text) for text in docs)), None)
         return plain if found is None else {"description": found, **plain}
+
+
+def _mark(node: Node, path: Iterable[str]) -> Mark:
+    """Return where the option at a path of keys stands, or would."""
+    mark = node.mark
+    for key in path:
+        child = node.items.get(key)
+        mark = mark.below(key) if child is None else child.mark
+        node = node if child is None else child
+    return mark
 
 
 def description(name: str, text: str) -> str | None:

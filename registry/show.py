@@ -112,18 +112,18 @@ class _Tree:
         size = parameters_of(block)
         each = _count(size) if len(equal) == 1 else f"{len(equal)} x {size:,} = {_count(len(equal) * size)}"
         dropout = f"dropout {layer.dropout:g}" if layer.dropout else ""
+        bare = f"no norm before {', '.join(layer.unnormed)}" if layer.unnormed else ""
         residual = "residual after the norm" if layer.residual == "after" else ""
         title = "layer" if len(equal) == 1 else "layers"
         times = "" if len(equal) == 1 else f" ({len(equal)} x)"
-        return Branch(
-            f"{title} {_ranges(equal)}{times}", _join([layer.placement, residual, dropout, each]), tuple(children)
-        )
+        detail = _join([layer.placement, residual, bare, dropout, each])
+        return Branch(f"{title} {_ranges(equal)}{times}", detail, tuple(children))
 
     def attention(self, name: str, part: Part, sublayer: nn.Module, positions: Sequence[Part]) -> Iterator[str]:
         """Say which kernel an attention takes, why no faster one, and what it ignores."""
         inner = cast(Attention, getattr(sublayer, "mechanism", sublayer))
         yield f"kernel: {inner.path(self.found.tokens)}"
-        if name == "cross_attention":
+        if name != "attention":
             return
         for position in positions:
             if "score" in position.cls.hooks and "score" in part.cls.declares.can:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 from ..core.block import Placement, Residual, residual_fits
 from ..core.component import Part
@@ -14,6 +14,8 @@ from .settings import ExportSettings, TrainSettings
 
 NUMBER = r"\{([a-z_]+)\}"
 """What stands for a number in the name of a module."""
+STACK = "stack"
+"""What stands, in braces, for the name of a stack, where others stand for a number."""
 PREFIX = "{prefix}"
 """What stands for the prefix of a checkpoint's names in the place of a module."""
 MAYBE = "?"
@@ -27,7 +29,9 @@ class LayerSpec:
     """Say what one block is made of.
 
     `residual`: whether what a sublayer adds is added to its input before the norm in front of it, or after. `position`:
-    null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds.
+    null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds. `beside`: what mixes
+    tokens beside the rest: it reads what the layer reads, without positions, and adds to what the layer gives.
+    `unnormed`: sublayers that go without the norm before them.
     """
 
     placement: Placement = "pre"
@@ -38,11 +42,19 @@ class LayerSpec:
     feedforward: Annotated[Part | None, "feedforward"]
     position: Annotated[tuple[Part, ...] | None, "position"] = None
     dropout: float = 0.0
+    beside: Annotated[Part | None, "attention"] = None
+    unnormed: tuple[Literal["attention", "cross_attention", "feedforward", "beside"], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: must be from 0 to below 1, not {self.dropout}")
         residual_fits(self.placement, self.residual)
+        if self.beside is not None and self.residual == "after":
+            raise ValueError("beside: what is added to a norm of its own has no place where residual is after")
+        if self.unnormed and self.placement not in ("pre", "sandwich", "parallel_norms"):
+            raise ValueError(f"unnormed: placement '{self.placement}' has no norm before each sublayer to leave out")
+        if lost := [name for name in self.unnormed if getattr(self, name) is None]:
+            raise ValueError(f"unnormed: there is no {lost[0]} in this layer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +109,11 @@ class Place:
     layout: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
+    def behind(self, prefix: str) -> Place:
+        """Return this place with a prefix in the place of what stands for it."""
+        names = {ours: theirs.replace(PREFIX, prefix) for ours, theirs in self.names.items()}
+        return replace(self, at=self.at.replace(PREFIX, prefix), names=names)
+
     @property
     def sure(self) -> Sequence[str]:
         """The names that the layout must have."""
@@ -115,13 +132,14 @@ class FieldSettings:
     `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
     they differ; others are refused. `cases`: their value -> a piece of a spec that is laid over this one instead.
     `counted`: whether what goes to the options is how many items the field has. `when`: other fields -> what each must
-    be for this one to be read at all.
+    be, or one of what, for this one to be read at all.
 
     Fields that say which layers differ. `each`: a list with an item a layer, or with groups of items and how often each
     comes; item -> what that layer changes in `layer`, or its name in `layers`. `first`: a number; the name of what the
-    first so many layers are. `every`: a number N; of what each Nth layer is. `listed`: a list of layers, from 0; of
-    what these are. `others`: of what the rest are. `count`: the field that says how many layers there are; a default of
-    `each` with fewer items begins again.
+    first so many layers are. `every`: a number N; of what one of each N layers is: the last one, or the first where
+    `leads`. `listed`: a list of layers, from 0; of what these are. `others`: of what the rest are. `count`: the field
+    that says how many layers there are; a default of `each` with fewer items begins again, and with `again` any list
+    does, and is cut where it has more.
     """
 
     to: tuple[str, ...] | str = ()
@@ -134,6 +152,8 @@ class FieldSettings:
     listed: str | None = None
     others: str | None = None
     count: str | None = None
+    again: bool = False
+    leads: bool = False
     when: Mapping[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -148,6 +168,8 @@ class FieldSettings:
             raise ValueError(f"{rules[0]}: goes to the layers, not to an option, and needs `count`, their number")
         if self.others and (self.each or not rules):
             raise ValueError("others: are those that `first`, `every` or `listed` does not choose")
+        if self.again and not self.each:
+            raise ValueError("again: is for a list with an item a layer: give `each`")
         object.__setattr__(self, "to", (self.to,) if isinstance(self.to, str) else self.to)
 
     @property
@@ -169,12 +191,12 @@ class ConfigSettings:
 
     `type`: its `model_type`. `start`: a piece of a spec that is laid over this one before all else. `architectures`:
     those that there are, or patterns of them, the first where the file names none -> the piece of a spec that each lays
-    over this one, patterns first. `fields`: field -> the option that its value goes to, several, or a map with more; in
-    order, a later one wins; `a.b` is field b of the map a; null for a field that another spec read, and that there is
-    not. `layers`: name -> what layers of this kind change in `layer`; fields choose them by it, and a value goes to
-    `layers.NAME.OPTION`. `defaults`: what fields are that the file leaves out; within maps any may be. `same`: fields
-    that must be as given. `ignored`: glob patterns of fields that change nothing. `renamed`: an older name -> the name
-    that it is read by.
+    over this one, or the name of another that it is like; patterns first. `fields`: field -> the option that its value
+    goes to, several, or a map with more; in order, a later one wins; `a.b` is field b of the map a; null for a field
+    that another spec read, and that there is not. `layers`: name -> what layers of this kind change in `layer`; fields
+    choose them by it, and a value goes to `layers.NAME.OPTION`. `defaults`: what fields are that the file leaves out;
+    within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields that change
+    nothing. `renamed`: an older name -> the name that it is read by.
     """
 
     type: str
@@ -201,7 +223,19 @@ class ConfigSettings:
             raise ValueError(f"same: '{odd[0]}' is one of `fields` too")
         if odd := sorted({kind for item in whole.values() for kind in item.kinds} - self.layers.keys()):
             raise ValueError(f"fields: '{odd[0]}' is none of `layers`")
+        for name in self.architectures:
+            self.piece(name)
         object.__setattr__(self, "fields", whole)
+
+    def piece(self, architecture: str) -> Node:
+        """Return the piece of a spec that an architecture lays over, that of the one which it is like."""
+        seen, node = [architecture], self.architectures[architecture]
+        while isinstance(node.value, str):
+            if node.value not in self.architectures or node.value in seen:
+                raise ValueError(f"architectures: {architecture} is like '{node.value}', which has no piece of a spec")
+            seen.append(node.value)
+            node = self.architectures[node.value]
+        return node
 
     @property
     def readings(self) -> Mapping[str, FieldSettings]:
@@ -215,22 +249,25 @@ class HfSettings:
 
     `modules`: our module -> theirs, or a map of where it is and how it is laid out there, or null for a module that
     another spec named and that is not there; `{layer}` in both stands for any number, and `norm?` for a module that may
-    not be there. `ignore`: glob patterns of
-    tensors that carry no weight. `prefix`: what their names begin with, and may be without in some checkpoints.
-    `config`: how the rest of the spec follows from `config.json`, where it does.
+    not be there. `{stack}` stands for the name of any stack, and may be left out of theirs where the model has but one.
+    `ignore`: glob patterns of tensors that carry no weight. `prefix`: what their names begin with, and may be without
+    in some checkpoints; `{prefix}` in a place stands for it. `endings`: what names end in -> how this checkpoint has
+    it. `config`: how the rest of the spec follows from `config.json`, where it does.
     """
 
     modules: Mapping[str, Place | str | None]
     ignore: tuple[str, ...] = ()
     prefix: str = ""
+    endings: Mapping[str, str] = field(default_factory=dict)
     config: ConfigSettings | None = field(default=None, compare=False)  # a run is past it, and does not keep it
 
     def __post_init__(self) -> None:
         there = {ours: to for ours, to in self.modules.items() if to is not None}
         places = {ours: Place(at=to) if isinstance(to, str) else to for ours, to in there.items()}
-        places = {ours: replace(place, at=place.at.replace(PREFIX, self.prefix)) for ours, place in places.items()}
+        places = {ours: place.behind(self.prefix) for ours, place in places.items()}
         for ours, place in places.items():
-            if odd := sorted(set(re.findall(NUMBER, ours)) ^ set(re.findall(NUMBER, place.at))):
+            here, other = (set(re.findall(NUMBER, name)) for name in (ours, place.at))
+            if odd := sorted((here ^ other) - (here & {STACK})):
                 raise ValueError(f"modules: {{{odd[0]}}} must stand in both '{ours}' and '{place.at}', or in neither")
         object.__setattr__(self, "modules", places)  # written out, so that specs that say the same are equal
 

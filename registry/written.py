@@ -36,13 +36,15 @@ class WrittenStack:
     """A stack of blocks.
 
     `embedding`: what turns its input to vectors. `position`: how order enters, one or several. `layer`: what every
-    block starts from. `layers`: groups of blocks, in order. `norm`: after the last block. `halve_every`: after how many
-    layers the vectors are halved, again and again, so that they fit into fp16 at any depth; 0 for never.
+    block starts from. `first`: what the very first block changes in what it would be. `layers`: groups of blocks, in
+    order. `norm`: after the last block. `halve_every`: after how many layers the vectors are halved, again and again,
+    so that they fit into fp16 at any depth; 0 for never.
     """
 
     embedding: Annotated[Part | None, "embedding"]
     position: Annotated[tuple[Part, ...], "position"]
     layer: LayerSpec
+    first: LayerSpec | None = None
     layers: tuple[Group, ...]
     norm: Annotated[Part | None, "norm"]
     halve_every: int = 0

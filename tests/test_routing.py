@@ -67,7 +67,7 @@ def test_a_bias_chooses_and_has_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"router": {"n_groups": 3}}, "feedforward.router: n_groups: 3 groups do not divide 8 experts evenly"),
+        ({"router": {"n_groups": 3}}, "feedforward.router.n_groups: 3 groups do not divide 8 experts evenly"),
         ({"router": {"n_groups": 8, "n_active_groups": 1}}, "n_active_groups: 1 groups have 1 experts, fewer than 2"),
         ({"router": {"n_groups": 2, "n_active_groups": 3}}, "router.n_active_groups: 3 of 2 groups; at least 1"),
         ({"router": {"score": "tanh"}}, "router.score: "),

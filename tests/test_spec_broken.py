@@ -84,8 +84,8 @@ BY_HAND = [
     ("theta: 10000.0", "thet: 10000.0", "7:26: model.position.thet: unknown option 'thet' (did you mean"),
     (
         "position: {kind: rope, theta: 10000.0}",
-        "position: [rope, none]",
-        "7:20: model.position.1: no position named 'none'",
+        "position: [rope, nope]",
+        "7:20: model.position.1: no position named 'nope'",
     ),
     (
         "position: {kind: rope, theta: 10000.0}",

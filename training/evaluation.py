@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..core.initialise import seed_of
 from ..core.losses import IGNORED
+from ..core.objective import Objective
 from ..data import Dataset
 from ..registry.settings import TrainSettings
 from .precision import Precision
@@ -26,11 +27,14 @@ def measure(
 
     `loss`: nats a target. `perplexity`: its exponential, where the objective asks at each token. `accuracy`: the share
     of targets with the largest logit. `bits_per_byte`: where each token of the held-out text is asked for just once.
-    Other sums of the objective come as their mean over targets.
+    Other sums of the objective come as their mean over targets. Where it asks several heads, `loss` is the sum of their
+    means times their weights, and the figures of each begin with its name: `words_loss`, `words_accuracy`.
     """
     training = step.training
     step.eval()
     mine = defaultdict[str, float](float)
+    parts = step.objective.heads(step.objective.config)
+    heads = [f".{name}" for name in parts] or [""]
     lengths = torch.from_numpy(dataset.tokenizer.byte_lengths()) if dataset.tokenizer else None
     with torch.no_grad():
         for number, batch in enumerate(dataset.held_out(settings.batch_size)):
@@ -39,33 +43,40 @@ def measure(
             generator = torch.Generator().manual_seed(seed_of(settings.seed, f"evaluation:{number}"))
             tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
             prepared = step.objective.prepare(tensors, generator)
-            targets = prepared.targets[prepared.targets != IGNORED]
             if lengths is not None and step.objective.per_token and not step.objective.derives:
-                mine["bytes"] += int(lengths[targets].sum())
+                mine["bytes"] += int(lengths[prepared.targets[prepared.targets != IGNORED]].sum())
             there = moved(prepared, world.device)
             with precision.autocast():
-                total, sums = step(there.inputs, there.targets, there.mask)
-            mine["total"] += total.item()
-            mine["targets"] += targets.numel()
+                totals, sums = step(there.inputs, there.targets, there.mask, there.others)
+            for head, total, count in zip(heads, totals.tolist(), prepared.counts.tolist(), strict=True):
+                mine[f"total{head}"] += total
+                mine[f"targets{head}"] += count
             for name, value in sums.items():
                 mine[f"sum of {name}"] += value.item()
     step.train(training)
     everyone = world.gather(dict(mine))
     # The first process has the first batch, and so every name that there is.
     added = {name: sum(one.get(name, 0.0) for one in everyone) for name in everyone[0]}
-    return _figures(added, dataset, step.objective.per_token and step.objective.logits is None)
+    return _figures(added, dataset, step.objective, heads)
 
 
-def _figures(sums: Mapping[str, float], dataset: Dataset, per_token: bool) -> dict[str, float]:
-    targets = max(1, sums["targets"])
-    loss = sums["total"] / targets
+def _figures(
+    sums: Mapping[str, float], dataset: Dataset, objective: Objective, heads: Sequence[str]
+) -> dict[str, float]:
+    """Return the figures; `heads`: the endings of the sums of each head."""
+    targets = {head: max(1, sums[f"targets{head}"]) for head in heads}
+    losses = [sums[f"total{head}"] / targets[head] for head in heads]
+    loss = sum(weight * each for weight, each in zip(objective.weights, losses, strict=True))
     figures = {"loss": loss}
-    if per_token:
+    if len(heads) > 1:
+        figures |= {f"{head[1:]}_loss": each for head, each in zip(heads, losses, strict=True)}
+    elif objective.per_token and objective.logits is None:
         figures["perplexity"] = math.exp(min(loss, LARGEST_EXPONENT))
     for name, value in sums.items():
         if name.startswith("sum of "):
-            name = name.removeprefix("sum of ")
-            figures["accuracy" if name == "correct" else name] = value / targets
+            head, _, name = name.removeprefix("sum of ").rpartition(".")
+            name = "accuracy" if name == "correct" else name
+            figures[f"{head}_{name}" if head else name] = value / targets[f".{head}" if head else ""]
     if sums.get("bytes", 0.0) in dataset.report.text_bytes.values():
-        figures["bits_per_byte"] = sums["total"] / math.log(2) / sums["bytes"]
+        figures["bits_per_byte"] = sums[f"total{heads[0]}"] / math.log(2) / sums["bytes"]
     return figures

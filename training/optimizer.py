@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.topology import Topology
 from ..errors import CheckpointError
+from ..registry.check import asked_heads
 from ..registry.marks import BrokenSpec
 from ..registry.settings import TrainSettings
 from ..registry.spec import Spec
@@ -35,8 +36,9 @@ def freeze(model: Topology, spec: Spec) -> None:
     for name, parameter in model.named_parameters():
         if any(fnmatchcase(name, pattern) for pattern in spec.train.freeze):
             parameter.requires_grad_(False)
-    for head in list(model.heads.values())[1:]:
-        head.requires_grad_(False)
+    for name, head in model.heads.items():
+        if name not in asked_heads(spec):
+            head.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise BrokenSpec([spec.problem("train.freeze", "leaves nothing to learn: every parameter is frozen")])
 

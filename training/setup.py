@@ -80,9 +80,8 @@ def initialise_from(model: Topology, folder: str) -> tuple[Initialised, Tokenize
 def prepare_data(spec: Spec, folder: Path, tokenizer: Tokenizer | None = None) -> tuple[Dataset, Objective]:
     """Prepare a spec's data in a run folder, and build the objective for its tokens; raise DataError as `prepare`."""
     assert spec.objective is not None  # check_settings has seen to it
-    dataset = prepare(
-        build_data(spec), folder, lookahead=spec.objective.cls.lookahead, seed=spec.train.seed, tokenizer=tokenizer
-    )
+    lookahead = build_objective(spec, None).lookahead
+    dataset = prepare(build_data(spec), folder, lookahead=lookahead, seed=spec.train.seed, tokenizer=tokenizer)
     return dataset, build_objective(spec, dataset.vocabulary)
 
 
@@ -115,14 +114,15 @@ def check_fit(spec: Spec, model: Topology, objective: Objective, dataset: Datase
 def _check_targets(spec: Spec, model: Topology, objective: Objective, dataset: Dataset, tokens: int) -> list[Problem]:
     batch = {name: torch.from_numpy(array) for name, array in dataset.batch(0, 1).items()}
     prepared = objective.prepare(batch, torch.Generator().manual_seed(0))
-    training = model.training
+    training, problems = model.training, list[Problem]()
+    model.eval()
     with torch.no_grad():
-        hidden = model.eval()(**prepared.inputs, logits=False).hidden
-        width = model.head(hidden, prepared.mask).shape[-1]
+        for name, asked in objective.asked(model, prepared).items():
+            width, asks = model.heads[name](asked.hidden, prepared.mask).shape[-1], asked.objective
+            wanted = asks.logits or (tokens if asks.per_token else len(dataset.report.classes))
+            if width < wanted:
+                what = "tokens" if asks.per_token else "classes"
+                message = f"scores {width} {what}, and the data has {wanted}"
+                problems.append(spec.problem(f"model.heads.{name}", message))
     model.train(training)
-    wanted = objective.logits or (tokens if objective.per_token else len(dataset.report.classes))
-    if width >= wanted:
-        return []
-    what = "tokens" if objective.per_token else "classes"
-    name = next(iter(model.heads))
-    return [spec.problem(f"model.heads.{name}", f"scores {width} {what}, and the data has {wanted}")]
+    return problems

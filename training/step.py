@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from ..core.head import Head
 from ..core.objective import Objective, Prepared
 from ..core.topology import Topology
 
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
 
 class Step(nn.Module):
-    """Compute the summed loss of a batch."""
+    """Compute the summed losses of a batch, one for each head that is asked."""
 
     def __init__(self, model: Topology, objective: Objective) -> None:
         super().__init__()
@@ -21,12 +26,20 @@ class Step(nn.Module):
         self.objective = objective
 
     def forward(
-        self, inputs: Mapping[str, Tensor], targets: Tensor, mask: Tensor | None
+        self, inputs: Mapping[str, Tensor], targets: Tensor, mask: Tensor | None, others: Mapping[str, Tensor] = NOTHING
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss (a scalar, nats summed over targets) and the objective's further sums by name."""
-        hidden = self.model(**inputs, logits=False).hidden
-        loss = self.objective.loss(hidden, self.model.head, Prepared(inputs, targets, mask))
-        return loss.total, dict(loss.sums)
+        """Return the losses (heads,), nats summed over each head's targets, and the objective's further sums by name.
+
+        Where it asks several heads, a sum's name begins with that of its head: `words.correct`.
+        """
+        asked = self.objective.asked(self.model, Prepared(inputs, targets, mask, others))
+        totals, sums = [], dict[str, Tensor]()
+        for name, each in asked.items():
+            head = cast(Head, self.model.heads[name])
+            loss = each.objective.loss(each.hidden, head, each.prepared)
+            totals.append(loss.total)
+            sums |= {key if len(asked) == 1 else f"{name}.{key}": value for key, value in loss.sums.items()}
+        return torch.stack(totals), sums
 
 
 def moved(prepared: Prepared, device: torch.device) -> Prepared:
@@ -42,4 +55,5 @@ def moved(prepared: Prepared, device: torch.device) -> Prepared:
         inputs={name: move(tensor) for name, tensor in prepared.inputs.items()},
         targets=move(prepared.targets),
         mask=None if prepared.mask is None else move(prepared.mask),
+        others={name: move(tensor) for name, tensor in prepared.others.items()},
     )

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..core.data import TextField
+from ..core.stack import Stack
 from ..core.state import State
 from ..core.topology import Topology
 from ..data import Tokenizer
@@ -31,6 +32,7 @@ class Stepper:
         self.model = model
         self.max_seq_len: int = model.spec.model.max_seq_len
         self.vocab_size = vocab_size
+        self.edges = {edge for stack in model.modules() if isinstance(stack, Stack) for edge in stack.edges}
 
     def start(self, batch: int) -> State:
         """Return the empty state of `batch` rows."""

@@ -29,6 +29,7 @@ class Updater:
         self.batches = batches
         self.world = batches.world
         self.precision = precision
+        self._weights = step.objective.weights
         self.learned = [parameter for parameter in step.parameters() if parameter.requires_grad]
         self.optimizer = adamw(step, self.settings)
         self._shared = DistributedDataParallel(step) if self.world.size > 1 else None
@@ -39,7 +40,8 @@ class Updater:
     def update(self, step: int) -> dict[str, float]:
         """Take step `step`, from 1, and return its `loss`, `lr`, `grad_norm` and number of `targets`.
 
-        The loss is the mean over the targets of all micro batches of all processes, before the update. fp16 leaves the
+        The loss is the mean over the targets of all micro batches of all processes, before the update: of each head
+        that is asked, times its weight, added up. fp16 leaves the
         weights as they are, and `grad_norm` out, where the gradients overflowed.
 
         Raises:
@@ -48,14 +50,16 @@ class Updater:
         number, parts = self._ahead
         if number != step:
             parts = self.batches.of_step(step)
-        targets = self.world.add_up(torch.tensor(float(sum(p.count for p in parts)), device=self.world.device))
-        mean = self._backward(step, parts, 1.0 / targets.clamp(min=1))
+        counts = torch.stack([p.counts for p in parts]).sum(0).float()
+        targets = self.world.add_up(counts.to(self.world.device))
+        weights = torch.tensor(self._weights, device=self.world.device)
+        mean = self._backward(step, parts, weights / targets.clamp(min=1))
         if step < self.settings.steps:
             # While a GPU still works on this step; its results are only asked for below, all at once.
             self._ahead = step + 1, self.batches.of_step(step + 1)
         self.precision.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.learned if p.grad is not None])
-        loss_now, norm_now, targets_now = torch.stack([mean, norm, targets]).tolist()
+        loss_now, norm_now, targets_now = torch.stack([mean, norm, targets.sum()]).tolist()
         lr = learning_rate(self.settings, step)
         figures = {"loss": loss_now, "lr": lr, "grad_norm": norm_now, "targets": targets_now}
         self._check_finite(step, loss_now, norm_now)
@@ -70,7 +74,10 @@ class Updater:
         return figures
 
     def _backward(self, step: int, parts: list[Prepared], scale: Tensor) -> Tensor:
-        """Leave the gradients of the step's mean loss in the parameters, and return that loss."""
+        """Leave the gradients of the step's mean loss in the parameters, and return that loss.
+
+        `scale` (heads,): what the sum over each head's targets counts in it.
+        """
         mean = torch.zeros((), device=self.world.device)
         for micro, part in enumerate(parts):
             there = moved(part, self.world.device)
@@ -78,8 +85,8 @@ class Updater:
             torch.manual_seed(seed_of(self.settings.seed, f"pass:{step}:{micro}:{self.world.rank}"))
             with self._apart(last=micro == len(parts) - 1):
                 with self.precision.autocast():
-                    total, _ = self._runner(there.inputs, there.targets, there.mask)
-                loss = total * scale
+                    totals, _ = self._runner(there.inputs, there.targets, there.mask, there.others)
+                loss = (totals * scale).sum()
                 # Processes give the mean of their gradients; the step's is their sum.
                 self.precision.backward(loss * self.world.size)
             mean += loss.detach()

@@ -10,13 +10,13 @@ import torch
 from ...core.attention import ABILITIES
 from ...core.heads import MultiHeadAttention
 from ...core.tokens import Tokens
-from ...errors import SpecError
+from ...errors import InputError, SpecError
 from ..cases import Case
-from ..companions import bases, hooked
+from ..companions import bases, hooked, is_mechanism
 from ..places import able, base, everywhere
 from ..registered import row
 from ..specs import Draft, needs
-from ..stacks import across, position, run, stack, sublayer, vectors
+from ..stacks import across, position, run, scores, stack, sublayer, vectors
 from ..subjects import Subject
 from ..trial import Trial, error
 
@@ -52,6 +52,14 @@ def _documents(case: Case) -> bool:
     return error(run(model, x, document_ids=doc), apart) < 1e-10
 
 
+def _pairs(case: Case) -> bool:
+    x, order = vectors(1, LENGTH).requires_grad_(), torch.randperm(LENGTH)[None]
+    model = stack([case], causal=not able(case, "two_sided"))
+    (found,) = torch.autograd.grad(run(model, x, order=order + 1)[:, 7].sum(), x)
+    late = (order > order[:, 7:8])[0]
+    return bool(late.any() and found[:, 7].any()) and not found[:, late].any()
+
+
 def _hook(case: Case, hook: str) -> bool:
     x, causal = vectors(1, LENGTH), able(case, "causal")
     plain = run(stack([case], causal=causal), x)
@@ -68,6 +76,7 @@ PROBES: dict[str, Callable[[Case], bool]] = {
     "documents": _documents,
     "rotate": lambda case: _hook(case, "rotate"),
     "score": lambda case: _hook(case, "score"),
+    "pairs": _pairs,
 }
 assert {*PROBES, "compile"} == ABILITIES.keys()
 
@@ -81,7 +90,7 @@ def abilities(subject: Subject, trial: Trial) -> None:
             continue
         try:
             does = probe(subject.case)
-        except (NotImplementedError, AssertionError, RuntimeError, AttributeError, LookupError):
+        except (NotImplementedError, AssertionError, RuntimeError, AttributeError, LookupError, InputError):
             trial.holds(ability in declares.lacks, f"{ability!r}, declared to be of no effect, fails")
         else:
             trial.holds(not does, f"it can {ABILITIES[ability]}: declare {ability!r}")
@@ -95,6 +104,8 @@ def composing(subject: Subject, trial: Trial) -> None:
             draft = Draft(subject.case, position=chosen, topology=topology)
             needed = needs(topology.cls) | (set() if chosen is None else chosen.cls.hooks & {"rotate", "score"})
             reasons = [lacks[need] for need in sorted(needed & lacks.keys())]
+            if chosen is not None and chosen.cls.projects and not lacks and not is_mechanism(subject.case):
+                reasons.append("a mixer, has none of these")
             what = f"a spec that needs {', '.join(sorted(needed & lacks.keys()))} composes"
             if reasons:
                 says = [*reasons, subject.case.cls.name]
@@ -111,7 +122,7 @@ def hooks(subject: Subject, trial: Trial) -> None:
     calls: dict[str, Callable[[], object]] = {
         "add": lambda: module.add(x, tokens),
         "rotate": lambda: module.rotate(q, tokens),
-        "score": lambda: module.score(tokens, tokens, q, q),
+        "score": lambda: scores(module, tokens, tokens, q, q),
     }
     for hook, call in calls.items():
         if hook in subject.case.cls.hooks:

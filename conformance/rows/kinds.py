@@ -13,7 +13,7 @@ from ...core.tokens import Tokens
 from ..cases import D_MODEL, Case, site_of
 from ..places import hook_of, hooks, once, only, pair, paired
 from ..registered import row
-from ..stacks import context, padded, position, shaken, sublayer, vectors
+from ..stacks import context, padded, position, scores, shaken, sublayer, vectors
 from ..subjects import Subject
 from ..trial import TOLERANCE, Trial, error, gradients
 
@@ -57,7 +57,7 @@ def _effect(subject: Subject, first: int, q: Tensor, k: Tensor) -> Tensor:
         x = q.flatten(2)
         return module.add(x, tokens) - x
     if subject.hook == "score":
-        return module.score(tokens, tokens, q, k)
+        return scores(module, tokens, tokens, q, k)
     return torch.einsum("bthd,bshd->bhts", module.rotate(q, tokens), module.rotate(k, tokens))
 
 
@@ -84,7 +84,7 @@ def an_offset(subject: Subject, trial: Trial) -> None:
     real = torch.ones(batch, length - offset, dtype=torch.bool)
     for rows in (part, whole[offset:], Tokens(part.pos.expand(batch, -1), real)):
         if subject.hook == "score":
-            got, want = module.score(rows, whole, q[:, offset:], k), module.score(whole, whole, q, k)[:, :, offset:]
+            got, want = scores(module, rows, whole, q[:, offset:], k), scores(module, whole, whole, q, k)[:, :, offset:]
             trial.holds(got.shape[0] in (1, batch), "scores are of another number of rows", got.shape)
             trial.close(got.expand(batch, -1, -1, -1), want.expand(batch, -1, -1, -1))
         else:
@@ -100,9 +100,9 @@ def scores_at_any_tokens(subject: Subject, trial: Trial) -> None:
     module, length = position(subject.case), trial.size("length", (23,), least=2)
     q, tokens, order = _heads(1, length), _tokens(0, length), torch.randperm(length)
     turned = tokens.map(lambda t: t[:, order])
-    want = module.score(tokens, tokens, q, q)
-    trial.close(module.score(turned, tokens, q[:, order], q), want[:, :, order], what="scores of gathered queries")
-    trial.close(module.score(tokens, turned, q, q[:, order]), want[..., order], what="scores of gathered keys")
+    want = scores(module, tokens, tokens, q, q)
+    trial.close(scores(module, turned, tokens, q[:, order], q), want[:, :, order], what="scores of gathered queries")
+    trial.close(scores(module, tokens, turned, q, q[:, order]), want[..., order], what="scores of gathered keys")
 
 
 @row(17, "a turn keeps lengths", kinds=("position",), places=partial(hook_of, "rotate"),

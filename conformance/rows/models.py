@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,9 @@ from ...core.state import State
 from ...core.topology import Graph, Topology
 from ...registry.compose import compose
 from ...registry.spec import dump_spec, parse_spec
-from ..cases import D_MODEL
-from ..companions import hooked
-from ..places import once, with_heads
+from ..cases import D_MODEL, with_option
+from ..companions import hooked, text_embedding
+from ..places import Cases, once, with_heads
 from ..registered import row
 from ..specs import Draft
 from ..stacks import shaken
@@ -49,7 +51,9 @@ def declared_graphs(subject: Subject, trial: Trial) -> None:
     graphs = model.graphs()
     trial.holds(graphs, "it declares no graph")
     declared = model.declared()
-    trial.holds(bool(declared) == subject.case.cls.generates, "`generates` is not that it remembers")
+    causal = list(subject.case.cls.stacks.values())[-1].causal
+    wrong = bool(declared) != subject.case.cls.generates if causal else subject.case.cls.generates
+    trial.holds(not wrong, "`generates` is not that it remembers, token by token")
     for graph in graphs.values():
         trial.holds(graph.takes.keys() <= declared.keys(), "a graph takes a state that is not declared")
         trial.holds(graph.gives.keys() <= declared.keys(), "a graph gives a state that is not declared")
@@ -84,24 +88,26 @@ def graphs_in_steps(subject: Subject, trial: Trial) -> None:
     model, batch, length = _model(subject), trial.size("batch", (3,)), trial.size("length", LENGTHS, least=5)
     inputs = _inputs(model, batch, length)
     mask = inputs["attention_mask"]
+    generates = subject.case.cls.generates
     mask[1:2, 2] = mask[2:3, 0] = 0
     want = model(**inputs)
     state: dict[str, Tensor] = {}
-    if subject.case.cls.generates:
+    if model.declared():
         state = dict(model.empty_state(batch).tensors)
         trial.holds(state.keys() == model.declared().keys(), "the state has other names than it declares")
     outputs: dict[str, Tensor] = {}
     for graph in model.graphs().values():
-        outputs = _run_in_steps(trial, graph, {name: inputs[name] for name in graph.inputs}, state)
+        pieces = [3, 1, length - 4] if graph.takes and generates else [length]  # who sees both sides is not cut
+        outputs = _run_in_pieces(trial, graph, {name: inputs[name] for name in graph.inputs}, state, pieces)
     trial.close(outputs["logits"], want.logits, what="the logits")
 
 
-def _run_in_steps(trial: Trial, graph: Graph, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Run a graph over its inputs, in pieces where it takes a state, and put what it gives into `state`."""
-    length = next(iter(inputs.values())).shape[1]
-    pieces = [3, 1, length - 4] if graph.takes else [length]
+def _run_in_pieces(
+    trial: Trial, graph: Graph, inputs: dict[str, Tensor], state: dict[str, Tensor], pieces: list[int]
+) -> dict[str, Tensor]:
+    """Run a graph over its inputs, cut into pieces, and put what it gives into `state`."""
     found: list[dict[str, Tensor]] = []
-    for columns in torch.arange(length).split(pieces):
+    for columns in torch.arange(sum(pieces)).split(pieces):
         before = {name: state[name] for name in graph.takes}
         outputs, after = graph.run({name: tensor[:, columns] for name, tensor in inputs.items()}, before)
         trial.holds(after.keys() == graph.gives.keys(), "a graph gives another state than it declares")
@@ -136,6 +142,70 @@ def a_model_s_state(subject: Subject, trial: Trial) -> None:
     trial.holds(got.state is not None, "a step with a state gives none")
     assert got.state is not None
     trial.holds(got.state.nbytes * 3 == want.state.nbytes * 2, "two rows of three take other bytes")
+
+
+def permuting(cases: Cases) -> Iterator[Subject]:
+    """Put each topology that takes rows with an order of their own."""
+    return once([case for case in cases if case.cls.permutes])
+
+
+def _asking(subject: Subject) -> Topology:
+    """Return a model whose embedding has a vector for what is asked for."""
+    embedding = with_option(text_embedding(), "blank", True)
+    model = Draft(subject.case, position=hooked("rotate")[0], embedding=embedding).model()
+    shaken(model)
+    return model
+
+
+def _unless_permutes(cls: type) -> str:
+    return "" if cls.permutes else "permutes: its tokens have the order of their columns alone"  # type: ignore[attr-defined]
+
+
+@row(6, "an order of the row's own", kinds=("topology",), places=permuting, excuse=_unless_permutes)
+@torch.no_grad()
+def an_order_of_its_own(subject: Subject, trial: Trial) -> None:
+    model, batch, length = _asking(subject), trial.size("batch", (3,)), trial.size("length", LENGTHS, least=5)
+    ids = torch.randint(37, (batch, length))
+    order = torch.stack([torch.randperm(length) + 1 for _ in range(batch)])
+    asked = order.argsort(1)[:, -2:]
+    want = model(input_ids=ids, order=order, asked=asked)
+    trial.holds(want.hidden.shape == (batch, 2, D_MODEL), "it gives not what is asked for", want.hidden.shape)
+    trial.holds(want.logits.shape[:2] == (batch, 2), "the logits are not of what is asked for", want.logits.shape)
+    last = order >= length
+    for changed, places in ((last, slice(0, 2)), (order >= length - 1, slice(0, 1))):
+        other = model(input_ids=torch.where(changed, (ids + 1) % 37, ids), order=order, asked=asked)
+        trial.close(
+            other.hidden[:, places], want.hidden[:, places], what="what is asked for, itself and later ones others"
+        )
+    other = model(input_ids=torch.where(order == 1, (ids + 1) % 37, ids), order=order, asked=asked)
+    trial.apart(other.hidden, want.hidden, "what is asked for does not know what comes first")
+
+
+def remembering(cases: Cases) -> Iterator[Subject]:
+    """Put each topology with the options by which it remembers whole segments."""
+    return (each for each in permuting(cases) if _model(each).declared())
+
+
+@row(10, "segments equal one pass in their order", kinds=("topology",), places=remembering,
+     excuse=lambda cls: "" if cls.permutes else "permutes: it remembers no segments")  # fmt: skip
+@torch.no_grad()
+def segments(subject: Subject, trial: Trial) -> None:
+    # Segment by segment, a token sees its own and earlier ones: one pass in which the order counts segments.
+    model, batch = _model(subject), trial.size("batch", (3,))
+    sizes = [2, 1, trial.size("length", (2, 4))]
+    ids = torch.randint(37, (batch, sum(sizes)))
+    order = torch.repeat_interleave(torch.arange(1, 4), torch.tensor(sizes)).expand(batch, -1)
+    mask = torch.ones_like(ids)
+    mask[1:2, 1], mask[2:3, 0], mask[2:3, 2] = 0, 0, 0
+    for given in (torch.ones_like(ids), mask):
+        want, state, found = model(input_ids=ids, order=order, attention_mask=given), model.empty_state(batch), []
+        for part, real in zip(ids.split(sizes, dim=1), given.split(sizes, dim=1), strict=True):
+            out = model(input_ids=part, attention_mask=real, state=state)
+            state = out.state
+            found.append(out.hidden)
+        trial.close(torch.cat(found, dim=1), want.hidden, what="hidden states, segment by segment,")
+        trial.holds(state.tensors.keys() == model.declared().keys(), "the state has other names than it declares")
+        trial.holds(state.seen.tolist() == given.sum(1).tolist(), "the state counts other tokens than it has seen")
 
 
 @row(20, "a model is what its spec and weights say", kinds=("topology",), places=with_heads)

@@ -238,6 +238,32 @@ def padding_is_never_asked_for(subject: Subject, trial: Trial) -> None:
     trial.holds(whole.mask is None, "a batch without padding gets a mask")
 
 
+def permuting(cases: Cases) -> Iterator[Subject]:
+    """Put each objective that gives its rows an order of their own."""
+    return once([case for case in cases if case.cls.permutes])
+
+
+@row(27, "what is asked for comes last in the order", kinds=KINDS, places=permuting,
+     excuse=lambda cls: "" if cls.permutes else "permutes: its rows have the order of their columns")  # fmt: skip
+def what_comes_last(subject: Subject, trial: Trial) -> None:
+    length = trial.size("length", (11, 23), least=4)
+    batch = _batch(subject.case, trial.size("batch", (4,)), length)
+    prepared = _prepare(subject.case, batch)
+    ids, order, asked = (prepared.inputs[name] for name in ("input_ids", "order", "asked"))
+    trial.equal(ids, batch["input_ids"], "what the model reads")
+    trial.holds(order.shape == ids.shape and asked.shape == prepared.targets.shape, "shapes differ", order.shape)
+    trial.holds(order.min() >= 1, "an order begins below 1, where only what is seen by all is")
+    wanted = prepared.targets != IGNORED
+    trial.equal(prepared.targets[wanted], ids.gather(1, asked)[wanted], "each target, with the token at its column,")
+    for ranks, columns, there in zip(order, asked, wanted, strict=True):
+        mine, last = ranks[columns[there]], torch.isin(torch.arange(ids.shape[1]), columns[there])
+        given = ranks[~last]
+        trial.holds(len(mine.unique()) == len(mine), "two tokens that are asked for have one place in the order")
+        trial.holds(not len(given) or mine.min() > given.max(), "what is given comes after what is asked for")
+    other = _objective(subject.case).prepare(batch, torch.Generator().manual_seed(4)).inputs["order"]
+    trial.holds(not torch.equal(other, order), "the order is the same for other random numbers")
+
+
 def streams(cases: Cases) -> Iterator[Subject]:
     """Put each objective that asks for the next token of one sequence."""
     return once([case for case in cases if case.cls.per_token and case.cls.asks_next and case.cls.sequences == 1])

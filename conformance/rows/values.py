@@ -25,7 +25,7 @@ from ..places import (
     unless_mechanism,
 )
 from ..registered import row, unless_able
-from ..stacks import by_reference, cast_all, context, documents, lengths, run, stack, step, sublayer, vectors
+from ..stacks import by_reference, cast_all, context, documents, lengths, run, scores, stack, step, sublayer, vectors
 from ..subjects import Subject, floats
 from ..trial import TOLERANCE, Trial, gradients
 
@@ -243,9 +243,10 @@ def positions_in_a_pass(subject: Subject, trial: Trial) -> None:
     together, column = Tokens(torch.arange(inputs[0].shape[1]).unsqueeze(0)), inputs[0].shape[1]
 
     def given(case: Case, tokens: Tokens) -> Tensor:
-        found: Tensor = getattr(subject.of(case).build(), subject.hook)(
-            *((tokens, tokens, *inputs) if subject.hook == "score" else (*inputs, tokens))
-        )
+        module: Any = subject.of(case).build()
+        if subject.hook == "score":
+            return scores(module, tokens, tokens, *inputs)
+        found: Tensor = getattr(module, subject.hook)(*inputs, tokens)
         return found
 
     for other in cases_of(subject.case.cls):

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...core.context import Context
 from ...core.heads import MultiHeadAttention
-from ...core.tokens import Tokens
+from ...core.tokens import ORDER, Tokens
 from ..cases import D_MODEL, Case
-from ..companions import bases, is_mechanism, serving
+from ..companions import decoding, is_mechanism, serving
 from ..places import (
     causal,
     crossing,
@@ -25,11 +25,13 @@ from ..places import (
     unless_mechanism,
 )
 from ..registered import row, unless_able
-from ..stacks import across, context, documents, lengths, padded, run, stack, sublayer, vectors
+from ..stacks import across, by_reference, context, documents, lengths, padded, run, stack, sublayer, vectors
 from ..subjects import Subject
 from ..trial import Trial, error, gradients
 
 SIDES = ("left", "right", "inner")
+SITUATIONS = {"plain": "", "padded": "", "with documents": "documents", "in an order of their own": "pairs"}
+"""What tokens may be like -> the ability that an attention needs for them."""
 
 
 @row(4, "the gradient by later tokens is 0", kinds=("attention",), places=causal, excuse=unless_able("causal"))
@@ -67,6 +69,9 @@ def _tokens(situation: str, batch: int, length: int) -> Tokens:
         doc = (column >= first[:, :1]).long() + (column >= first[:, 1:]).long()
         start = torch.cat([torch.zeros(batch, 1, dtype=torch.int64), first], dim=1).gather(1, doc)
         return Tokens(column - start, None, doc)
+    if situation == "in an order of their own":
+        order = torch.stack([torch.randperm(length) // 3 for _ in range(batch)])
+        return Tokens(column.unsqueeze(0), marks={ORDER: order})
     return Tokens(column.unsqueeze(0))
 
 
@@ -93,8 +98,9 @@ def _reached(case: Case, causal: bool, tokens: Tokens, batch: int, length: int) 
 def the_receptive_field(subject: Subject, trial: Trial) -> None:
     batch, length = trial.size("batch", (3,)), trial.size("length", (29, 37), least=2)
     layer = sublayer(subject.case, causal=subject.causal)
-    for situation in ("plain", "padded", "with documents"):
-        if situation == "with documents" and "documents" not in subject.case.cls.declares.can:
+    can = subject.case.cls.declares.can
+    for situation, needed in SITUATIONS.items():
+        if needed and needed not in can:
             continue
         tokens = _tokens(situation, batch, length)
         found = _reached(subject.case, subject.causal, tokens, batch, length)
@@ -158,6 +164,31 @@ def an_empty_memory(subject: Subject, trial: Trial) -> None:
         trial.finite(mixed)
 
 
+@row(6, "what is asked for sees what comes before it", kinds=("attention",), excuse=unless_able("pairs", "two_sided"),
+     places=partial(only, lambda subject: "pairs" in subject.case.cls.declares.can, two_sided))  # fmt: skip
+def what_is_asked_for(subject: Subject, trial: Trial) -> None:
+    case, batch, length = subject.case, trial.size("batch", (3,)), trial.size("length", (13, 29), least=5)
+    model = stack([case, case], positions=serving(case), causal=False)
+    order = torch.stack([torch.randperm(length) + 1 for _ in range(batch)])
+    asked = order.argsort(1)[:, -4:]
+    x = vectors(batch, length).requires_grad_()
+    y = run(model, x, order=order, asked=asked)
+    trial.holds(y.shape == (batch, 4, x.shape[2]), "the result is not that of what is asked for", y.shape)
+    trial.close(by_reference(model)({"x": x}, order=order, asked=asked)[0], y, what="the result by the reference")
+    for place in range(4):
+        (found,) = torch.autograd.grad(y[:, place].square().sum(), x, retain_graph=True)
+        before = order < order.gather(1, asked[:, place : place + 1])
+        reached = found.abs().amax(-1) > 0
+        trial.holds(torch.equal(reached, before), "what is asked for is not reached by all that comes before, alone")
+    # Each on its own: the same text without what comes later, the token itself in sight of none.
+    mask = torch.ones(batch, length + 2, dtype=torch.int64)
+    mask[:, 3], mask[:, length + 1] = 0, 0
+    wide = torch.randn(batch, length + 2, x.shape[2], dtype=x.dtype).masked_scatter(mask.bool().unsqueeze(2), x)
+    later = torch.zeros_like(mask).masked_scatter(mask.bool(), order)
+    columns = mask.cumsum(1).mul(mask).unsqueeze(1).eq(asked.unsqueeze(2) + 1).long().argmax(2)
+    trial.close(run(model, wide, attention_mask=mask, order=later, asked=columns), y, what="the result beside padding")
+
+
 def _keeps_documents(subject: Subject) -> bool:
     return "documents" in subject.case.cls.declares.can
 
@@ -210,7 +241,7 @@ def order_with_positions(subject: Subject, trial: Trial) -> None:
 @row(7, "a memory has neither order nor padding", kinds=("attention",), places=crossing, excuse=unless_able("cross"))
 def a_memory_s_order_and_padding(subject: Subject, trial: Trial) -> None:
     length, batch = trial.size("memory", (17,), least=10), trial.size("batch", (3,))
-    model = stack(bases("attention")[:1], cross=subject.case)
+    model = stack(decoding()[:1], cross=subject.case)
     x, memory = vectors(batch, 5), vectors(batch, length)
     turn = torch.randperm(length)
     want = run(model, x, memory=memory)

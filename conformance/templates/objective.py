@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ class NewObjective(Objective):
     The loss is the cross-entropy that every objective has unless it overrides `loss` and `reference`.
     """
 
-    fields: ClassVar[frozenset[str]] = frozenset({"input_ids"})
+    fields = frozenset({"input_ids"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -30,6 +30,7 @@ class ConvAttention(Mixer):
         lacks={
             "score": "its weights belong to distances, and no pair of tokens ever has a score",
             "cross": "a kernel slides along one sequence, and a memory is another",
+            "pairs": "its weights belong to distances, and a kernel slides along columns",
         },
     )
 

@@ -19,7 +19,7 @@ class FullAttention(Mechanism):
     """Let every token see every token that the model's rule allows (Vaswani et al. 2017)."""
 
     declares: ClassVar[Declaration] = Declaration(
-        can=frozenset({"causal", "two_sided", "cross", "documents", "rotate", "score", "compile"}), time=2.0
+        can=frozenset({"causal", "two_sided", "cross", "documents", "rotate", "score", "compile", "pairs"}), time=2.0
     )
 
     @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,10 @@ class LinearAttention(Mechanism):
 
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "two_sided", "cross", "documents", "rotate", "compile"}),
-        lacks={"score": "it sums keys before any query meets them, so that there is no score to add a bias to"},
+        lacks={
+            "score": "it sums keys before any query meets them, so that there is no score to add a bias to",
+            "pairs": "it sums keys before any query meets them, so that none can be hidden from one query alone",
+        },
     )
 
     turns: ClassVar[Literal["before", "itself"]] = "itself"  # after the feature map, and never the normaliser

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.attention import Declaration, Mechanism, is_exporting
+from ...core.component import Site
 from ...core.context import Context
 from ...core.heads import HeadsConfig
 from ...core.position import in_each_row
@@ -26,29 +27,46 @@ class LocalAttention(Mechanism):
     lowers: ClassVar[Mapping[str, str]] = {"onnx": "masked"}  # one Attention in place of its parts
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile"}),
-        lacks={"cross": "a window compares positions of one sequence, and a memory's are those of another"},
+        lacks={
+            "cross": "a window compares positions of one sequence, and a memory's are those of another",
+            "pairs": "its blocks and its ring follow the columns of one text, a window apart",
+        },
     )
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HeadsConfig):
-        """window: tokens seen on a side, the token itself included: those at a distance below it.
+        """window: tokens seen on a side, the token itself included: those at a distance below it. around: instead, how
+        many tokens are seen around each, half of them on a side.
 
         soft_cap: how far scaled scores may be from 0; they near it as a tanh does (Gemma Team 2024).
         """
 
-        window: int
+        window: int | None = None
+        around: int | None = None
         soft_cap: float | None = None
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.window < 1:
+            if self.window is None and self.around is None:
+                raise ValueError("window: is missing: it should be a number of tokens, where around is none")
+            if self.window is not None and self.around is not None:
+                raise ValueError(f"window: {self.window} stands beside around, {self.around}: leave one of them null")
+            if self.window is not None and self.window < 1:
                 raise ValueError(f"window: {self.window} leaves a token nothing to see; at least 1, itself")
+            if self.around is not None and self.around < 0:
+                raise ValueError(f"around: {self.around} is not a number of tokens; at least 0")
             if self.soft_cap is not None and self.soft_cap <= 0.0:
                 raise ValueError(f"soft_cap: {self.soft_cap} leaves scores no room; above 0")
 
+    config: Config
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.window = config.around // 2 + 1 if config.window is None else config.window
+
     def declared(self) -> Declared:
         """Keep the newest `window` keys, turned, and values."""
-        dims = ("batch", self.config.window, self.n_kv_heads, self.head_dim)
+        dims = ("batch", self.window, self.n_kv_heads, self.head_dim)
         return {"k": Remembered(dims, "ring"), "v": Remembered(dims, "ring")}
 
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
@@ -56,7 +74,7 @@ class LocalAttention(Mechanism):
         distance = q.pos.unsqueeze(2) - k.pos.unsqueeze(1)
         if not self.site.causal:
             distance = distance.abs()
-        near: Tensor = distance < self.config.window
+        near: Tensor = distance < self.window
         return visible(q, k, causal=self.site.causal) & near
 
     def forward(
@@ -67,7 +85,7 @@ class LocalAttention(Mechanism):
         Plain tokens that all fit into the window take torch's causal kernel; few tokens after a ring, or an export,
         one dense mask.
         """
-        window, length = self.config.window, q.shape[1]
+        window, length = self.window, q.shape[1]
         if context.weights is not None or is_exporting():
             return self.reference(q, k, v, context, state)
         if state is None and length <= window and context.tokens.plain:
@@ -82,7 +100,7 @@ class LocalAttention(Mechanism):
     ) -> tuple[Tensor, Memories | None]:
         """Compute `forward` by torch's fused kernel with one dense mask, whatever the length."""
         k, v, tokens, state = self._extend(k, v, context, state)
-        mask = context.once(("window", self.config.window), lambda: self.visible(context.tokens, tokens))
+        mask = context.once(("window", self.window), lambda: self.visible(context.tokens, tokens))
         bias = context.score(context.tokens, tokens, q, k)
         return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias, cap=self.config.soft_cap), state
 
@@ -101,7 +119,7 @@ class LocalAttention(Mechanism):
 
     def path(self, tokens: int) -> str:
         """Name the kernel."""
-        window = self.config.window
+        window = self.window
         kernel = "torch SDPA" if self.config.soft_cap is None else "reference (no kernel caps scores)"
         return kernel if tokens <= window else f"{kernel} in blocks of {window}"
 
@@ -112,7 +130,7 @@ class LocalAttention(Mechanism):
         if state is None:
             return k, v, context.tokens, None
         assert context.seen is not None
-        tokens = join(ring_tokens(context.seen, self.config.window), context.tokens)
+        tokens = join(ring_tokens(context.seen, self.window), context.tokens)
         after = self._written(k, v, context, state)
         return torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1), tokens, after
 
@@ -127,7 +145,7 @@ class LocalAttention(Mechanism):
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None
     ) -> tuple[Tensor, Memories | None]:
         """Cut queries into blocks of `window`; block i sees the keys of block i - 1 (the ring first), i, and i + 1."""
-        window, (batch, length) = self.config.window, q.shape[:2]
+        window, (batch, length) = self.window, q.shape[:2]
         after = None if state is None else self._written(k, v, context, state)
         blocks = -(-length // window)
         end = blocks * window - length
@@ -161,7 +179,7 @@ class LocalAttention(Mechanism):
 
     def _block_tokens(self, tokens: Tokens, seen: Tensor | None, blocks: int) -> tuple[Tokens, Tokens]:
         """Return the tokens of each block's queries and keys, (B * blocks, size); (blocks, size) where rows agree."""
-        window, length = self.config.window, tokens.pos.shape[1]
+        window, length = self.window, tokens.pos.shape[1]
         end, right = blocks * window - length, 0 if self.site.causal else window
         rows = tokens.rows
         tokens = tokens.map(lambda t: t.expand(rows, -1))

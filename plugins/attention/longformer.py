@@ -73,14 +73,14 @@ class LongformerAttention(Mechanism):
         if q.shape[1] <= 3 * side or (GLOBAL in tokens.marks and torch.compiler.is_compiling()):
             return self.masked(q, k, v, context, state)
         if GLOBAL not in tokens.marks:
-            return self._in_blocks(*_first(q, k, v), context, None), None
+            return self._in_blocks(*_set(0, q, k, v), context.of(0), None), None
         order, there = tokens.once("global tokens", lambda: _listed(_marked(tokens)))
         if order.shape[1] == 0:
-            return self._in_blocks(*_first(q, k, v), context, None), None
+            return self._in_blocks(*_set(0, q, k, v), context.of(0), None), None
         global_tokens = tokens.map(lambda t: t.expand(tokens.rows, -1).gather(1, order))
         global_tokens = Tokens(global_tokens.pos, there, global_tokens.doc, global_tokens.marks)
-        y = self._in_blocks(*_first(q, k, v), context, (order, global_tokens))
-        return self._from_global(y, *_second(q, k, v), context, order, global_tokens), None
+        y = self._in_blocks(*_set(0, q, k, v), context.of(0), (order, global_tokens))
+        return self._from_global(y, *_set(1, q, k, v), context.of(1), order, global_tokens), None
 
     def masked(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
@@ -89,8 +89,9 @@ class LongformerAttention(Mechanism):
         tokens = context.tokens
         mask = context.once(("longformer", self.config), lambda: self.visible(tokens, tokens))
         found = []
-        for qs, ks, vs in (_first(q, k, v), _second(q, k, v))[: 2 if GLOBAL in tokens.marks else 1]:
-            bias = context.score(tokens, tokens, qs, ks)
+        for place in range(2 if GLOBAL in tokens.marks else 1):
+            qs, ks, vs = _set(place, q, k, v)
+            bias = context.of(place).score(tokens, tokens, qs, ks)
             found.append(softmax_attention(qs, ks, vs, scale=self.scale, mask=mask, bias=bias))
         return _merged(found, tokens), None
 
@@ -100,8 +101,9 @@ class LongformerAttention(Mechanism):
         """Compute all scores of both sets, mask what is not seen, and take the softmax."""
         tokens, found, weights = context.tokens, [], []
         mask = self.visible(tokens, tokens)
-        for qs, ks, vs in (_first(q, k, v), _second(q, k, v)):
-            bias = context.score(tokens, tokens, qs, ks)
+        for place in range(2):
+            qs, ks, vs = _set(place, q, k, v)
+            bias = context.of(place).score(tokens, tokens, qs, ks)
             y, given = softmax_reference(qs, ks, vs, mask, bias, self.scale)
             found.append(y)
             weights.append(given.transpose(1, 2))
@@ -179,14 +181,9 @@ def _listed(marked: Tensor) -> tuple[Tensor, Tensor]:
     return packing.order[:, :most], packing.valid[:, :most]
 
 
-def _first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the queries, keys and values by which tokens see those near them and the global ones."""
-    return q.chunk(2, dim=2)[0], k.chunk(2, dim=2)[0], v.chunk(2, dim=2)[0]
-
-
-def _second(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return those by which global tokens see all."""
-    return q.chunk(2, dim=2)[1], k.chunk(2, dim=2)[1], v.chunk(2, dim=2)[1]
+def _set(place: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one set of queries, keys and values: 0 sees those near and the global ones, 1 all from the global ones."""
+    return q.chunk(2, dim=2)[place], k.chunk(2, dim=2)[place], v.chunk(2, dim=2)[place]
 
 
 def _merged(found: list[Tensor], tokens: Tokens) -> Tensor:

@@ -34,7 +34,10 @@ class SparseAttention(Mechanism):
     lowers: ClassVar[Mapping[str, str]] = {"onnx": "masked"}  # one Attention in place of its parts
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile"}),
-        lacks={"cross": "blocks compare positions of one sequence, and a memory's are those of another"},
+        lacks={
+            "cross": "blocks compare positions of one sequence, and a memory's are those of another",
+            "pairs": "its blocks follow the columns of one text",
+        },
     )
     chosen: Tensor
     table: Tensor

@@ -75,7 +75,7 @@ class ExpertsFeedForward(FeedForward):
             try:
                 self.router.check(self.n_experts, self.n_active)
             except ValueError as error:
-                raise ValueError(f"router: {error}") from None
+                raise ValueError(f"router.{error}") from None
 
     config: Config
 

@@ -21,16 +21,19 @@ class GluFeedForward(FeedForward):
     class Config:
         """d_ff: the inner width (8/3 * d_model when left out, to cost as much as a plain one of 4 * d_model).
 
-        activation: of the gate. bias: on all maps.
+        activation: of the gate. bias: on all maps. joint: whether d_ff is the width of gate and value together.
         """
 
         d_ff: int | None = None
         activation: Activation = "silu"
         bias: bool = False
+        joint: bool = False
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.width = config.d_ff or 8 * site.d_model // 3
+        if config.joint:
+            self.width //= 2
         # Gate and value come from one product: half the dispatches of two.
         self.gate_up = Linear(site.d_model, 2 * self.width, bias=config.bias)
         self.down = Linear(self.width, site.d_model, bias=config.bias, gain=(2 * site.n_layers) ** -0.5)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from ...core.component import Site
+from ...core.component import Part, Site
 from ...core.embedding import Embedding
 from ...core.feedforward import Activation, activate
 from ...core.head import Head
@@ -22,27 +22,33 @@ class ClassifierHead(Head):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """n_classes: what there is to choose from; 1 for one score, by which several sequences are compared.
+        """n_classes: what there is to choose from; 1 for one score, by which several sequences are compared; null for
+        no scores: what is pooled is itself the answer, (B, C).
 
         pool: the `mean` of real tokens, the `first` or the `last` one, or the `max` of each entry. transform: map what
-        is pooled and activate it first (tanh: the pooler of Devlin et al. 2019). bias: on the scores.
+        is pooled and activate it first (tanh: the pooler of Devlin et al. 2019). transform_bias: on that map. norm: of
+        what is scored. bias: on the scores.
         """
 
-        n_classes: int
+        n_classes: int | None
         pool: Pool = "mean"
         transform: Activation | None = None
+        transform_bias: bool = True
+        norm: Annotated[Part | None, "norm"] = None
         bias: bool = True
 
         def __post_init__(self) -> None:
-            if self.n_classes < 1:
+            if self.n_classes is not None and self.n_classes < 1:
                 raise ValueError(f"n_classes: {self.n_classes} leaves nothing to score; at least 1")
 
     config: Config
 
     def __init__(self, config: Config, site: Site, embedding: Embedding) -> None:
         super().__init__(config, site, embedding)
-        self.transform = Linear(site.d_model, site.d_model, bias=True) if config.transform is not None else None
-        self.out = Linear(site.d_model, config.n_classes, bias=config.bias)
+        mapped, biased = config.transform is not None, config.transform_bias
+        self.transform = Linear(site.d_model, site.d_model, bias=biased) if mapped else None
+        self.norm = None if config.norm is None else config.norm.build(site)
+        self.out = None if config.n_classes is None else Linear(site.d_model, config.n_classes, bias=config.bias)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits (B, n_classes) for hidden (B, T, C), mask (B, T); a row without real tokens pools to 0."""
@@ -55,5 +61,6 @@ class ClassifierHead(Head):
     def _scores(self, vector: Tensor) -> Tensor:
         if self.transform is not None and self.config.transform is not None:
             vector = activate(self.config.transform, self.transform(vector))
-        logits: Tensor = self.out(vector)
+        vector = vector if self.norm is None else self.norm(vector)
+        logits: Tensor = vector if self.out is None else self.out(vector)
         return logits

@@ -30,9 +30,9 @@ class LmHead(Head):
         """tied: share the embedding's table. vocab_size: the embedding's when left out. bias: on the logits.
 
         feedforward: what is added to the hidden states first, each token's on its own (Zaheer et al. 2020). transform:
-        map them and activate them, with a bias (Devlin et al. 2019). norm: after these. scale: of the hidden states
-        that are scored (rsqrt_d_model: d_model^-1/2, Raffel et al. 2020). soft_cap: how far logits may be from 0; they
-        near it as a tanh does (Gemma Team 2024).
+        map them and activate them (Devlin et al. 2019). transform_bias: on that map. norm: after these. scale: of the
+        hidden states that are scored (rsqrt_d_model: d_model^-1/2, Raffel et al. 2020). soft_cap: how far logits may be
+        from 0; they near it as a tanh does (Gemma Team 2024).
 
         A shared table that is narrower than the model is reached by such a map too, plain where there is no transform.
         """
@@ -42,6 +42,7 @@ class LmHead(Head):
         bias: bool = False
         feedforward: Annotated[Part | None, "feedforward"] = None
         transform: Activation | None = None
+        transform_bias: bool = True
         norm: Annotated[Part | None, "norm"] = None
         scale: float | Literal["rsqrt_d_model"] = 1.0
         soft_cap: float | None = None
@@ -64,8 +65,9 @@ class LmHead(Head):
         width = embedding.table().shape[1] if config.tied else site.d_model
         mapped = config.transform is not None or width != site.d_model
         self.scale = site.d_model**-0.5 if config.scale == "rsqrt_d_model" else config.scale
+        biased = config.transform is not None and config.transform_bias
         self.feedforward = None if config.feedforward is None else config.feedforward.build(site)
-        self.transform = Linear(site.d_model, width, bias=config.transform is not None) if mapped else None
+        self.transform = Linear(site.d_model, width, bias=biased) if mapped else None
         self.norm = None if config.norm is None else config.norm.build(site.but(d_model=width))
         self.source = Borrowed(embedding) if config.tied else None
         self.weight = None if config.tied else nn.Parameter(torch.empty(size, width))

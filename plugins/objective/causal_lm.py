@@ -16,8 +16,8 @@ from ...core.objective import Objective, Prepared
 class CausalLmObjective(Objective):
     """Ask at each token for the next one of its document."""
 
-    fields: ClassVar[frozenset[str]] = frozenset({"input_ids"})
-    lookahead: ClassVar[int] = 1
+    fields = frozenset({"input_ids"})
+    lookahead = 1
     asks_next: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from ...core.objective import Objective, Prepared
 class ClassificationObjective(Objective):
     """Ask for the label of each text or image."""
 
-    fields: ClassVar[frozenset[str]] = frozenset({"labels"})
+    fields = frozenset({"labels"})
     per_token: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)

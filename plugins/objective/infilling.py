@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.objective import Objective, Prepared
-from ...core.rewriting import check_spans, first_documents, rewritten
+from ...core.rewriting import check_spans, first_documents, rewritten, sentences
 
 
 class InfillingObjective(Objective):
@@ -19,17 +19,21 @@ class InfillingObjective(Objective):
     Of a row that several documents share, the first is read.
     """
 
-    fields: ClassVar[frozenset[str]] = frozenset({"input_ids"})
+    fields = frozenset({"input_ids"})
     asks_next: ClassVar[bool] = True
     sequences: ClassVar[int] = 2
     derives: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """rate: the share of tokens that is hidden. span: the mean of their number in a row, drawn from a Poisson."""
+        """rate: the share of tokens that is hidden. span: the mean of their number in a row, drawn from a Poisson.
+
+        permute_sentences: whether sentences are put in any order before, while the text is asked for as it was.
+        """
 
         rate: float = 0.3
         span: float = 3.0
+        permute_sentences: bool = False
 
         def __post_init__(self) -> None:
             check_spans(self.rate, self.span)
@@ -39,10 +43,15 @@ class InfillingObjective(Objective):
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
         """Hide spans of input_ids (B, T) from the encoder; the decoder writes the text behind the opening token."""
         assert self.vocabulary is not None
-        texts = list(first_documents(batch))
-        return rewritten(
-            [self._hidden(text, self.vocabulary.hiding(self.name), generator) for text in texts], texts, self.vocabulary
-        )
+        mask, texts = self.vocabulary.hiding(self.name), list(first_documents(batch))
+        shown = [self._permuted(text, generator) for text in texts] if self.config.permute_sentences else texts
+        return rewritten([self._hidden(text, mask, generator) for text in shown], texts, self.vocabulary)
+
+    def _permuted(self, text: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the sentences of a text (L,) in any order."""
+        assert self.vocabulary is not None
+        pieces = sentences(text, self.vocabulary)
+        return torch.cat([pieces[place] for place in torch.randperm(len(pieces), generator=generator).tolist()])
 
     def _hidden(self, text: Tensor, mask: int, generator: torch.Generator) -> Tensor:
         """Return a text (L,) with a mask in the place of each span."""

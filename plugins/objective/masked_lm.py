@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,15 +15,19 @@ from ...core.objective import Objective, Prepared
 class MaskedLmObjective(Objective):
     """Hide some tokens and ask for them: most as the mask, some as random tokens, some as they are (Devlin 2019)."""
 
-    fields: ClassVar[frozenset[str]] = frozenset({"input_ids"})
+    fields = frozenset({"input_ids"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        """rate: the share of tokens asked for. masked, random: the shares of those shown as the mask, or as another."""
+        """rate: the share of tokens asked for. masked, random: the shares of those shown as the mask, or as another.
+
+        edges: whether the tokens that open and close a text are asked for too.
+        """
 
         rate: float = 0.15
         masked: float = 0.8
         random: float = 0.1
+        edges: bool = True
 
         def __post_init__(self) -> None:
             if not 0.0 < self.rate < 1.0:
@@ -40,6 +43,8 @@ class MaskedLmObjective(Objective):
         asked = torch.rand(ids.shape, generator=generator) < self.config.rate
         if mask is not None:
             asked &= mask.bool()
+        if not self.config.edges:
+            asked &= (ids != self.vocabulary.bos) & (ids != self.vocabulary.eos)
         fate = torch.rand(ids.shape, generator=generator)
         other = torch.randint(self.vocabulary.size, ids.shape, generator=generator)
         shown = torch.where(asked & (fate < self.config.masked), self.vocabulary.hiding(self.name), ids)

@@ -22,7 +22,7 @@ class ReplacedTokenObjective(Objective):
     What stands in for a token is drawn from all tokens of the batch: as often as they are there, blind to context.
     """
 
-    fields: ClassVar[frozenset[str]] = frozenset({"input_ids"})
+    fields = frozenset({"input_ids"})
     derives: ClassVar[bool] = True
     logits: ClassVar[int | None] = 1
 

@@ -16,7 +16,7 @@ from ...core.objective import Objective, Prepared
 class Seq2seqLmObjective(Objective):
     """Ask at each token of the target for the next one, given the source (Sutskever et al. 2014)."""
 
-    fields: ClassVar[frozenset[str]] = frozenset({"source_ids", "target_ids"})
+    fields = frozenset({"source_ids", "target_ids"})
     asks_next: ClassVar[bool] = True
     sequences: ClassVar[int] = 2
 

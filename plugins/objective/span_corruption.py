@@ -20,7 +20,7 @@ class SpanCorruptionObjective(Objective):
     Of a row that several documents share, the first is read. Sentinels are ids beyond those of the tokenizer.
     """
 
-    fields: ClassVar[frozenset[str]] = frozenset({"input_ids"})
+    fields = frozenset({"input_ids"})
     asks_next: ClassVar[bool] = True
     sequences: ClassVar[int] = 2
     derives: ClassVar[bool] = True

@@ -13,7 +13,7 @@ from ...core.component import Site
 from ...core.position import Position
 from ...core.scaling import Scaling
 from ...core.state import accumulation_dtype
-from ...core.tokens import Tokens
+from ...core.tokens import Tokens, lengths
 
 
 class RopePosition(Position):
@@ -48,7 +48,16 @@ class RopePosition(Position):
             raise ValueError(
                 f"fraction: {self.width} of a head's {site.head_dim} entries turn; an even number is needed"
             )
-        self._kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.scaling = None if config.scaling is None else config.scaling.resolved(site.max_seq_len)
+        for factors in () if self.scaling is None else (self.scaling.short, self.scaling.long):
+            if factors is not None and len(factors) != self.width // 2:
+                raise ValueError(f"scaling: {len(factors)} factors for the {self.width // 2} pairs that turn")
+        self._kept: dict[tuple[torch.device, torch.dtype, bool], Tensor] = {}
+
+    def edges(self) -> tuple[int, ...]:
+        """Return the length beyond which all of a text is turned otherwise, where there is one."""
+        far = self.scaling.trained if self.scaling is not None and self.scaling.by_length else None
+        return () if far is None or far >= self.site.max_seq_len else (far,)
 
     def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return x (B, T, H, D) turned; computed in fp32 at least."""
@@ -67,23 +76,27 @@ class RopePosition(Position):
 
     def _cos_sin(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of each entry, (B or 1, T, 1, width); the first of a pair has its sine negated."""
-        angle = tokens.pos[:, :, None, None] * self._speeds(tokens.pos.device, dtype)
-        size = 1.0 if self.config.scaling is None else self.config.scaling.size
+        speeds = self._speeds(tokens.pos.device, dtype)
+        for edge in self.edges():
+            far = self._speeds(tokens.pos.device, dtype, far=True)
+            speeds = torch.where(lengths(tokens)[:, :, None, None] > edge, far, speeds)
+        angle = tokens.pos[:, :, None, None] * speeds
+        size = 1.0 if self.scaling is None else self.scaling.size
         return (angle.cos(), angle.sin()) if size == 1.0 else (angle.cos() * size, angle.sin() * size)
 
-    def _speeds(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _speeds(self, device: torch.device, dtype: torch.dtype, far: bool = False) -> Tensor:
         """Return how fast each entry turns, (width,); kept, but for a graph, which makes them a part of itself."""
         # No buffer: `.to(torch.bfloat16)` would round it, and far positions with it.
         if torch.compiler.is_compiling():
-            return self._make_speeds(device, dtype)
-        if (device, dtype) not in self._kept:
-            self._kept[device, dtype] = self._make_speeds(device, dtype)
-        return self._kept[device, dtype]
+            return self._make_speeds(device, dtype, far)
+        if (device, dtype, far) not in self._kept:
+            self._kept[device, dtype, far] = self._make_speeds(device, dtype, far)
+        return self._kept[device, dtype, far]
 
-    def _make_speeds(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _make_speeds(self, device: torch.device, dtype: torch.dtype, far: bool) -> Tensor:
         rank = torch.arange(0, self.width, 2, device=device, dtype=dtype)
         speed = torch.exp(rank * (-math.log(self.config.theta) / self.width))
-        if self.config.scaling is not None:
-            speed = self.config.scaling.scaled(speed, self.config.theta)
+        if self.scaling is not None:
+            speed = self.scaling.scaled(speed, self.config.theta, far)
         pair = [-speed, speed]
         return torch.cat(pair) if self.config.layout == "half" else torch.stack(pair, dim=-1).flatten()

@@ -71,7 +71,7 @@ FAMILIES: Mapping[str, Family] = {
             sliding_window=7, max_window_layers=1,
             rope_parameters={"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
         ),
-        ("model.layers.0.pattern.1.attention=full", "model.layer.attention.qk_norm.eps=1.0e-6",
+        ("model.layers.1.pattern.0.attention=full", "model.layer.attention.qk_norm.eps=1.0e-6",
          "model.position.scaling.factor=2.0"),
     ),
     "gpt_neox": Family(

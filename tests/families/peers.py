@@ -15,8 +15,8 @@ MEASURED: dict[str, float] = {}
 """By `model_type`: the largest error so far."""
 
 
-EMBEDDINGS = ("emb", "wte", "wpe", "shared")
-SCORING = ("q_proj", "k_proj", "q_norm", "k_norm", "c_attn", "query", "key", "qkv")
+EMBEDDINGS = ("emb", "wte", "wpe", "shared.")
+SCORING = ("q_proj", "k_proj", "q_b_proj", "kv_b_proj", "q_norm", "k_norm", "c_attn", "query", "key", "qkv")
 
 
 def sharpened(model: nn.Module) -> Any:
@@ -32,6 +32,10 @@ def sharpened(model: nn.Module) -> Any:
                 weight.add_(0.3 * noise)
             if any(part in name for part in SCORING):
                 weight.mul_(2.0)
+        saved = model.state_dict()
+        for name, buffer in model.named_buffers():
+            if name in saved and buffer.is_floating_point():
+                buffer.add_(0.3 * torch.randn(buffer.shape, generator=generator))
     return model.eval()
 
 

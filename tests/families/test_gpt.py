@@ -45,7 +45,7 @@ def test_gpt_neo(tmp_path: Path, more: dict[str, Any]) -> None:
     parity(gpt_neo(**more), tmp_path, attention="eager")
     for option in (
         "model.layer.attention.scale=null", "model.layer.attention.window=8", "model.layer.feedforward.activation=gelu",
-        "model.layers.0.pattern.1.attention=full", "model.layer.norm.eps=1.0e-5", "model.norm.eps=1.0e-5",
+        "model.layers.1.pattern.0.attention=full", "model.layer.norm.eps=1.0e-5", "model.norm.eps=1.0e-5",
     ):  # fmt: skip
         assert changed(tmp_path, drawn(83, 23, 1), option) > 1e-4, option
 

@@ -58,6 +58,12 @@ def heads_of(logits: Any, names: Mapping[str, str]) -> dict[str, Tensor]:
     return {names[own]: each for own, each in several.items()}
 
 
+def given_by(out: Any, name: str) -> Tensor:
+    """Return what the peer's output has under a name; several, joined by +, are the columns of one tensor."""
+    several = [out[each] for each in name.split("+")]
+    return several[0] if len(several) == 1 else torch.stack(several, -1)
+
+
 def spread(found: Any) -> float:
     """Return the smallest standard deviation of any layer's scores, read off the logarithms of its weights."""
     kinds = ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions")
@@ -71,7 +77,7 @@ def there_and_back(theirs: Any, folder: Path) -> Any:
     theirs.save_pretrained(folder / "hf")
     _, ours = import_checkpoint(folder / "hf")
     back = export_checkpoint(import_run(folder / "hf", None, folder / "run"), folder / "back")
-    again = type(theirs).from_pretrained(back).state_dict()
+    again = theirs.from_pretrained(back).state_dict()
     assert again.keys() == theirs.state_dict().keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in theirs.state_dict().items())
     return ours
@@ -90,12 +96,14 @@ def spreads(theirs: Any, **inputs: Tensor) -> float:
 @torch.enable_grad()
 def gradients(theirs: Any, ours: Any, names: Mapping[str, str], inputs: Mapping[str, Tensor]) -> float:
     """Return how far the gradients of the tables of tokens are apart, for the same gradient of all logits."""
-    wanted = theirs(**inputs)
-    for name, logits in heads_of(ours(**inputs).logits, names).items():
-        push = torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
-        (logits * push).sum().backward(retain_graph=True)
-        (wanted[name].reshape(push.shape) * push).sum().backward(retain_graph=True)
-    found, there = ours.encoder.embedding.weight.grad, theirs.get_input_embeddings().weight.grad
+    wanted, found = theirs(**inputs), ours(**inputs)
+    pairs = [(each, given_by(wanted, name)) for name, each in heads_of(found.logits, names).items()]
+    for mine, other in pairs or [(found.hidden, given_by(wanted, "last_hidden_state"))]:
+        push = torch.randn(mine.shape, generator=torch.Generator().manual_seed(5))
+        (mine * push).sum().backward(retain_graph=True)
+        (other.reshape(push.shape) * push).sum().backward(retain_graph=True)
+    first = getattr(ours, next(iter(ours.stacks)))
+    found, there = first.embedding.weight.grad, theirs.get_input_embeddings().weight.grad
     kept = there.abs().sum(1) > 0  # the peer gives padding's vector none
     return apart(found[kept], there[kept])
 
@@ -123,12 +131,12 @@ def encoder_parity(
             errors.append(apart(found.hidden[row, real], wanted.hidden_states[-1][0]))
             for name, logits in heads_of(found.logits, names).items():
                 mine = logits[row][real] if logits.dim() == 3 else logits[row]
-                errors.append(apart(mine, wanted[name][0].reshape(mine.shape)))
+                errors.append(apart(mine, given_by(wanted, name)[0].reshape(mine.shape)))
         right = theirs(**inputs, attention_mask=mask)  # the peer's own masks, where its positions are ours
         if not bool(mask[:, 0].eq(0).any()):
             for name, logits in heads_of(found.logits, names).items():
                 kept = mask.bool() if logits.dim() == 3 else slice(None)
-                errors.append(apart(logits[kept], right[name].reshape(logits.shape)[kept]))
+                errors.append(apart(logits[kept], given_by(right, name).reshape(logits.shape)[kept]))
     error = gradients(theirs, ours, names, inputs)
     assert error < 1e-4, error
     return checked(theirs, errors)

@@ -1,0 +1,224 @@
+"""A structured state space whose steps depend on the tokens, as a mixer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.attention import Declaration, Mixer, is_exporting
+from ...core.component import Site
+from ...core.context import Context
+from ...core.decay import Decays, carried, cut, draw_steps, joined, size_of_chunks
+from ...core.feedforward import Activation, activate
+from ...core.gated_norm import GatedNorm
+from ...core.linear import Linear, at_least_fp32, exactly
+from ...core.moves import Layouts, Move, Reshape, Take
+from ...core.short_conv import ShortConv
+from ...core.state import Declared, Memories, Remembered
+
+CHUNK = 64
+"""Tokens a chunk: within it scores are formed, across it the states are carried."""
+
+
+class StateSpaceAttention(Mixer):
+    """Carry a decaying sum of outer products in each head, and read it by the token itself (Dao and Gu 2024).
+
+    A map of x and a short convolution give inputs u, keys b, queries c and steps dt: h_t = exp(-dt A) h_(t-1) +
+    dt u_t b_t^T, and y_t = h_t c_t + D u_t. Heads of a group share b and c. A gated norm and a map back follow.
+    """
+
+    declares: ClassVar[Declaration] = Declaration(
+        can=frozenset({"causal", "documents", "compile"}),
+        ignores=frozenset({"rotate"}),
+        lacks={
+            "two_sided": "its state runs from the first token to the last, and what comes later never enters it",
+            "score": "it sums outer products before any query meets them, so that there is no score to add a bias to",
+            "cross": "it reads one sequence in order, and has no queries to put to a memory",
+        },
+    )
+    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"n_heads": 6, "d_state": 10},
+        {"n_heads": 4, "head_dim": 7, "d_state": 5, "n_groups": 2, "kernel": 3, "bias": True, "conv_bias": False},
+        {"n_heads": 6, "d_state": 9, "n_groups": 3, "step_limit": (0.3, 1.1), "norm_before_gate": True},
+        {"n_heads": 3, "d_state": 4, "kernel": 1, "expand": 1, "activation": "gelu"},
+    )
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """n_heads: heads, each with a decay of its own. head_dim: width of a head.
+
+        expand: n_heads * head_dim over d_model, 2 where head_dim is left out as well. d_state: numbers that a head
+        keeps for each of its entries. n_groups: of heads that share keys and queries. kernel: tokens that the
+        convolution covers. activation: of what it gives. bias: on the maps in and out. conv_bias: on the convolution.
+        step_limit: the least and the largest step, None for any. norm_before_gate: whether the gate comes after the
+        norm. eps: of the norm.
+        """
+
+        n_heads: int
+        head_dim: int | None = None
+        expand: int | None = None
+        d_state: int = 128
+        n_groups: int = 1
+        kernel: int = 4
+        activation: Activation = "silu"
+        bias: bool = False
+        conv_bias: bool = True
+        step_limit: tuple[float, float] | None = None
+        norm_before_gate: bool = False
+        eps: float = 1e-5
+
+        def __post_init__(self) -> None:
+            for name in ("n_heads", "head_dim", "expand", "d_state", "n_groups", "kernel"):
+                value = getattr(self, name)
+                if value is not None and value < 1:
+                    raise ValueError(f"{name}: must be at least 1, not {value}")
+            if self.n_heads % self.n_groups:
+                raise ValueError(f"n_groups: {self.n_groups} groups do not divide {self.n_heads} heads evenly")
+            if self.step_limit is not None and not 0.0 <= self.step_limit[0] < self.step_limit[1]:
+                raise ValueError(f"step_limit: {list(self.step_limit)} is no range of steps, from 0 or more upwards")
+
+    config: Config
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.head_dim = _head_dim(config, site.d_model)
+        self.width, self.keys = config.n_heads * self.head_dim, config.n_groups * config.d_state
+        self.up = Linear(site.d_model, 2 * self.width + 2 * self.keys + config.n_heads, bias=config.bias)
+        self.conv = ShortConv(self.width + 2 * self.keys, config.kernel, bias=config.conv_bias)
+        self.step_bias = nn.Parameter(torch.empty(config.n_heads))
+        self.a_log = nn.Parameter(torch.empty(config.n_heads))
+        self.skip = nn.Parameter(torch.empty(config.n_heads))
+        self.norm = GatedNorm(
+            self.width, self.width // config.n_groups, eps=config.eps, gate_first=not config.norm_before_gate
+        )
+        self.out = Linear(self.width, site.d_model, bias=config.bias, gain=(2 * site.n_layers) ** -0.5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw steps and decays so that heads remember ten to a thousand tokens; the skip starts at 1."""
+        draw_steps(self.step_bias, self.a_log)
+        nn.init.ones_(self.skip)
+
+    def layouts(self) -> Layouts:
+        """Publish `plain`: in_proj, conv1d, dt_bias, A_log, D, norm, out_proj."""
+        names = {"step_bias": "dt_bias", "a_log": "A_log", "skip": "D", "conv.bias": "conv1d.bias"}
+        names |= {f"up.{kind}": f"in_proj.{kind}" for kind in ("weight", "bias")}
+        names |= {f"out.{kind}": f"out_proj.{kind}" for kind in ("weight", "bias")}
+        shape = tuple(self.conv.weight.shape)
+        moves: dict[str, Move] = {own: Take(name) for own, name in names.items() if own in self.state_dict()}
+        moves["conv.weight"] = Reshape(Take("conv1d.weight"), (shape[0], 1, shape[1]), shape)
+        return {"plain": moves}
+
+    def declared(self) -> Declared:
+        """Keep what the convolution reaches, and the states of all heads, at least in fp32."""
+        shape = ("batch", self.config.n_heads, self.config.d_state, self.head_dim)
+        return {**self.conv.declared(), "sums": Remembered(shape, "fixed", "accumulate")}
+
+    def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
+        """Sum in chunks; one token of a step at once."""
+        one = x.shape[1] == 1 and context.tokens.doc is None and not is_exporting()
+        return self._mixed(x, context, state, self.conv.forward, token_by_token if one else in_chunks, self.norm)
+
+    def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
+        """Sum token by token."""
+        return self._mixed(x, context, state, self.conv.reference, token_by_token, self.norm.reference)
+
+    def path(self, tokens: int) -> str:
+        """Name the path."""
+        return f"chunks of {CHUNK}"
+
+    def _mixed(
+        self,
+        x: Tensor,
+        context: Context,
+        state: Memories | None,
+        convolve: Callable[..., tuple[Tensor, Memories]],
+        sums: Callable[..., tuple[Tensor, Tensor]],
+        norm: Callable[[Tensor, Tensor], Tensor],
+    ) -> tuple[Tensor, Memories | None]:
+        config, valid = self.config, context.tokens.valid
+        gate, mixed, steps = self.up(x).split((self.width, self.width + 2 * self.keys, config.n_heads), dim=-1)
+        mixed, near = convolve(mixed, context, state)
+        mixed = activate(config.activation, mixed)
+        u, b, c = mixed.split((self.width, self.keys, self.keys), dim=-1)
+        u, b, c = u.unflatten(-1, (-1, self.head_dim)), _grouped(b, config), _grouped(c, config)
+        dt = F.softplus(at_least_fp32(steps) + at_least_fp32(self.step_bias))
+        if config.step_limit is not None:
+            dt = dt.clamp(*config.step_limit)
+        if valid is not None:  # padding adds nothing, and nothing fades over it
+            dt = dt.masked_fill(~valid.unsqueeze(-1), 0.0)
+        first = u.new_zeros(x.shape[0], config.n_heads, config.d_state, self.head_dim)
+        with exactly(x):
+            y, last = sums(
+                c, b, u * dt.unsqueeze(-1), -dt * at_least_fp32(self.a_log).exp(),
+                first if state is None else state["sums"], context.tokens.doc,
+            )  # fmt: skip
+        y = y + u * at_least_fp32(self.skip).unsqueeze(-1)
+        out = self.out(norm(y.flatten(-2), gate).to(x.dtype))
+        return out, None if state is None else {**near, "sums": last}
+
+
+def _head_dim(config: StateSpaceAttention.Config, d_model: int) -> int:
+    """Return the width of a head."""
+    width = (config.expand or 2) * d_model
+    if config.head_dim is not None:
+        if config.expand is not None and config.n_heads * config.head_dim != width:
+            raise ValueError(
+                f"head_dim: {config.n_heads} heads of {config.head_dim} are not {config.expand} times d_model "
+                f"{d_model}; leave expand or head_dim out"
+            )
+        return config.head_dim
+    if width % config.n_heads:
+        raise ValueError(f"n_heads: {config.n_heads} heads do not divide {width} evenly; set head_dim, or n_heads")
+    return width // config.n_heads
+
+
+def _grouped(x: Tensor, config: StateSpaceAttention.Config) -> Tensor:
+    return x.unflatten(-1, (config.n_groups, config.d_state))
+
+
+def token_by_token(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, first: Tensor, doc: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return y_t = q_t h_t, (B, T, H, E), and the last h, of h_t = exp(log_decay_t) h_(t-1) + k_t v_t, (B, H, D, E).
+
+    q, k (B, T, G, D); v (B, T, H, E); log_decay (B, T, H); `first` comes before the first token; `doc` (B, T) keeps
+    documents apart.
+    """
+    shared = v.shape[2] // k.shape[2]
+    q, k = (t.repeat_interleave(shared, dim=2) for t in (q, k))
+    decay, h, found = log_decay.exp(), first, []
+    for t in range(v.shape[1]):
+        if doc is not None and t:
+            h = h * (doc[:, t] == doc[:, t - 1])[:, None, None, None]
+        h = h * decay[:, t, :, None, None] + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
+        found.append((q[:, t].unsqueeze(-2) @ h).squeeze(-2))
+    return torch.stack(found, dim=1) if found else v, h
+
+
+def in_chunks(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, first: Tensor, doc: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute `token_by_token` with products of matrices: scores within chunks, states across them."""
+    length, groups = v.shape[1], k.shape[2]
+    size = size_of_chunks(CHUNK, length)
+    decays = Decays.of(log_decay, size, doc)
+    q, k, v = cut(q, size), cut(k, size), cut(v, size)
+
+    def by_group(t: Tensor) -> Tensor:
+        return t.unflatten(2, (groups, -1))
+
+    scores = ((q @ k.mT).unsqueeze(3) * by_group(decays.within)).flatten(2, 3)
+    sums = ((k.unsqueeze(3) * by_group(decays.onward)).mT @ by_group(v)).flatten(2, 3)
+    last, (before,) = carried(_faded, first, (decays.across, sums))
+    read = (q.unsqueeze(3) @ by_group(before)).flatten(2, 3) * decays.into
+    return joined(scores @ v + read, length), last
+
+
+def _faded(h: Tensor, across: Tensor, sums: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return h * across + sums, (h,)

@@ -1,0 +1,88 @@
+"""RecurrentGemma from its config.json, against transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peers import _gradients, _steps, apart, changed, checked
+from torch import Tensor
+from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+from two_sided import broken_by, drawn, masks, sharpened, spreads, there_and_back
+
+import transom
+
+
+def small(**more: Any) -> Any:
+    """Return a model of 5 layers, two recurrent to one with a window."""
+    options = dict(
+        vocab_size=83, hidden_size=60, intermediate_size=51, num_hidden_layers=5, num_attention_heads=6,
+        num_key_value_heads=2, lru_width=42, conv1d_width=3, attention_window_size=7, rms_norm_eps=0.1,
+        logits_soft_cap=5.0, attention_bias=True, hidden_activation="silu", tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.6},
+        block_types=["recurrent", "attention"], use_cache=False,
+    )  # fmt: skip
+    return sharpened(RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**options | more)))
+
+
+DEFAULTS = {
+    "rope_parameters": None, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh", "lru_width": None,
+    "tie_word_embeddings": True, "conv1d_width": 4, "block_types": ["recurrent", "recurrent", "attention"],
+    "num_key_value_heads": None, "hidden_size": 84,
+}  # fmt: skip
+
+
+@torch.no_grad()
+def errors_of(theirs: Any, ours: Any, ids: Tensor) -> list[float]:
+    """Return how far whole passes are apart; the peer's recurrence reads padding, and so never sees any."""
+    found = []
+    for mask in (torch.ones_like(ids), *masks(ids.shape[1])):
+        mine = ours(input_ids=ids, attention_mask=mask)
+        for row in range(len(ids)):
+            real = mask[row].bool()
+            wanted = theirs(input_ids=ids[row : row + 1, real], output_hidden_states=True, use_cache=False)
+            found.append(apart(mine.logits[row, real], wanted.logits[0]))
+            found.append(apart(mine.hidden[row, real], wanted.hidden_states[-1][0]))
+    return found
+
+
+@pytest.mark.parametrize("more", [{}, DEFAULTS])
+def test_recurrent_gemma(tmp_path: Path, more: dict[str, Any]) -> None:
+    theirs = small(**more)
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 37, 2)
+    assert spreads(theirs, input_ids=ids) > 2
+    checked(theirs, [*errors_of(theirs, ours, ids), _steps(ours, ids)])
+    assert _gradients(theirs, ours, ids) < 1e-4
+    shared = ("model.embedding.scale=1.0", "model.embedding.scale=sqrt_d_model", "model.position.fraction=1.0",
+              "model.norm.eps=1e-5", "model.layer.norm.unit_offset=false",
+              "model.layers.0.pattern.0.attention.activation=relu", "model.layer.feedforward.activation=gelu")  # fmt: skip
+    local = 1 if not more else 2
+    found = broken_by(tmp_path, {"input_ids": 83}, *shared, f"model.layers.0.pattern.{local}.attention.window=8",
+                      "model.position.theta=500.0")  # fmt: skip
+    assert min(found.values()) > 1e-4, found
+    assert changed(tmp_path, ids, "model.head.soft_cap=null") > 1e-4
+
+
+def test_a_graph_of_it_agrees(tmp_path: Path) -> None:
+    small(num_hidden_layers=2).save_pretrained(tmp_path / "hf")
+    _, model = transom.import_checkpoint(tmp_path / "hf")
+    assert transom.export(model, tmp_path / "out").rows
+
+
+@torch.no_grad()
+def test_the_peer_s_own_steps(tmp_path: Path) -> None:
+    theirs = small(lru_width=60)
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 37, 2)
+    out = theirs.generate(ids[:, :21], max_new_tokens=16, do_sample=False, use_cache=True, output_logits=True,
+                          return_dict_in_generate=True)  # fmt: skip
+    whole = ours(input_ids=out.sequences[:, :-1]).logits[:, 20:]
+    checked(theirs, [apart(whole, torch.stack(out.logits, dim=1))])
+
+
+def test_a_model_without_a_head(tmp_path: Path) -> None:
+    theirs = small().model
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 37, 2)
+    with torch.no_grad():
+        checked(theirs, [apart(ours(input_ids=ids).hidden, theirs(input_ids=ids).last_hidden_state)])

@@ -1,0 +1,175 @@
+"""XLNet from its config.json, against transformers: scores, memory of earlier segments, and both streams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peers import TOLERANCE, apart, checked
+from torch import Tensor
+from transformers import (
+    XLNetConfig,
+    XLNetForMultipleChoice,
+    XLNetForQuestionAnsweringSimple,
+    XLNetForSequenceClassification,
+    XLNetForTokenClassification,
+    XLNetLMHeadModel,
+    XLNetModel,
+)
+from two_sided import broken_by, drawn, encoder_parity, masks, sharpened, spreads, there_and_back
+
+INPUTS = {"input_ids": 83, "token_type_ids": 5}
+
+
+def config(**more: Any) -> Any:
+    settings = {
+        "vocab_size": 83, "d_model": 30, "n_layer": 2, "n_head": 5, "d_inner": 46, "layer_norm_eps": 1e-2,
+        "ff_activation": "gelu_new", "clamp_len": 7, "mem_len": None,
+    }  # fmt: skip
+    return XLNetConfig(**settings | more)
+
+
+def ordered(length: int, given: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw an order (3, T) whose first tokens are `given`, and return it, what is asked for, and its columns."""
+    generator = torch.Generator().manual_seed(11)
+    rank = torch.stack([torch.randperm(length, generator=generator) for _ in range(3)])
+    return (rank - given + 2).clamp(min=1), rank >= given, rank.argsort(1)[:, given:]
+
+
+def permuted(order: Tensor, asked: Tensor) -> dict[str, Tensor]:
+    """Return an order (B, T) and columns (B, P) as the peer takes them: who is hidden from whom, and what is asked."""
+    hidden = order[:, None, :] >= order[:, :, None]
+    hidden &= ~((order[:, None, :] == 1) & (order[:, :, None] == 1))  # what is given sees itself
+    mapping = torch.nn.functional.one_hot(asked, order.shape[1]).float()
+    return {"perm_mask": hidden.float(), "target_mapping": mapping}
+
+
+@pytest.mark.parametrize(
+    ("model", "names"), [(XLNetLMHeadModel, {"words": "logits"}), (XLNetForTokenClassification, {"tokens": "logits"})]
+)
+@pytest.mark.parametrize("clamp", [7, -1])
+def test_xlnet(tmp_path: Path, model: Any, names: dict[str, str], clamp: int) -> None:
+    encoder_parity(sharpened(model(config(num_labels=3, clamp_len=clamp)), 3.0), tmp_path, INPUTS, names)
+
+
+@pytest.mark.parametrize("limits", [{}, {"mem_len": 11}, {"mem_len": 11, "reuse_len": 5}, {"reuse_len": 4}])
+@pytest.mark.parametrize("clamp", [7, -1])
+@torch.no_grad()
+def test_segments_see_what_is_kept_of_earlier_ones(tmp_path: Path, limits: dict[str, int], clamp: int) -> None:
+    theirs = sharpened(XLNetLMHeadModel(config(clamp_len=clamp, **limits)), 3.0)
+    ours = there_and_back(theirs, tmp_path)
+    ids, kinds = drawn(83, 27, 1), drawn(5, 27, 2)
+    state, mems, errors = ours.empty_state(3), None, []
+    for part, of in zip(ids.split([9, 7, 6, 5], dim=1), kinds.split([9, 7, 6, 5], dim=1), strict=True):
+        found = ours(input_ids=part, token_type_ids=of, state=state)
+        wanted = theirs(input_ids=part, token_type_ids=of, mems=mems, use_mems=True, output_hidden_states=True)
+        errors += [apart(found.hidden, wanted.hidden_states[-1]), apart(found.logits, wanted.logits)]
+        state, mems = found.state, wanted.mems
+    checked(theirs, errors)
+    assert apart(found.hidden, ours(input_ids=part, token_type_ids=of).hidden) > 1e-2  # it does see them
+
+
+@pytest.mark.parametrize("given", [0, 16])
+@torch.no_grad()
+def test_two_streams(tmp_path: Path, given: int) -> None:
+    theirs = sharpened(XLNetLMHeadModel(config()), 3.0)
+    ours = there_and_back(theirs, tmp_path)
+    ids, kinds = drawn(83, 23, 1), drawn(5, 23, 2)
+    order, _, asked = ordered(23, given)
+    inputs = {"input_ids": ids, "token_type_ids": kinds}
+    assert spreads(theirs, **inputs) > 2
+    errors = []
+    for mask in (torch.ones_like(ids), *masks(23)):
+        peers = permuted(order, asked)
+        wanted = theirs(**inputs, attention_mask=mask, output_hidden_states=True, **peers)
+        found = ours(**inputs, attention_mask=mask, order=order, asked=asked)
+        # The first of all sees nothing: there the peer takes the mean of everything.
+        sees = ((order[:, None, :] < order.gather(1, asked)[:, :, None]) & mask[:, None, :].bool()).any(-1)
+        real = mask.gather(1, asked).bool() & sees
+        errors += [apart(found.hidden[real], wanted.hidden_states[-1][real])]
+        errors += [apart(found.logits[real], wanted.logits[real])]
+        # The first stream, under the same order.
+        alone = theirs(**inputs, attention_mask=mask, output_hidden_states=True, perm_mask=peers["perm_mask"])
+        content = ours(**inputs, attention_mask=mask, order=order)
+        errors += [apart(content.hidden[mask.bool()], alone.hidden_states[-1][mask.bool()])]
+    checked(theirs, errors)
+
+
+@torch.no_grad()
+def test_two_streams_beside_a_memory(tmp_path: Path) -> None:
+    theirs = sharpened(XLNetLMHeadModel(config(mem_len=8)), 3.0)
+    ours = there_and_back(theirs, tmp_path)
+    first, ids = drawn(83, 13, 1), drawn(83, 17, 2)
+    order, _, asked = ordered(17, 0)
+    state, mems = ours(input_ids=first, state=ours.empty_state(3)).state, theirs(input_ids=first).mems
+    found = ours(input_ids=ids, state=state, order=order, asked=asked)
+    wanted = theirs(input_ids=ids, mems=mems, output_hidden_states=True, **permuted(order, asked))
+    errors = [apart(found.hidden, wanted.hidden_states[-1]), apart(found.logits, wanted.logits)]
+    again = ours(input_ids=first, state=found.state).hidden
+    errors += [apart(again, theirs(input_ids=first, mems=wanted.mems, output_hidden_states=True).hidden_states[-1])]
+    checked(theirs, errors)
+
+
+def test_the_gradients_of_both_streams(tmp_path: Path) -> None:
+    theirs = sharpened(XLNetLMHeadModel(config()), 3.0)
+    ours = there_and_back(theirs, tmp_path)
+    ids = drawn(83, 23, 1)
+    order, _, asked = ordered(23, 15)
+    for logits in (ours(input_ids=ids, order=order, asked=asked).logits,
+                   theirs(input_ids=ids, **permuted(order, asked)).logits):  # fmt: skip
+        (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))).sum().backward()
+    pairs = [(ours.encoder.embedding.weight, theirs.transformer.word_embedding.weight)]
+    pairs += [(ours.encoder.embedding.blank, theirs.transformer.mask_emb)]
+    layer, there = ours.encoder.layers[1].positions[0], theirs.transformer.layer[1].rel_attn
+    pairs += [(layer.content, there.r_w_bias), (layer.distance, there.r_r_bias)]
+    pairs += [(layer.project.weight, there.r)]
+    for mine, other in pairs:
+        wanted = other.grad.flatten(1).T if other is there.r else other.grad.reshape(mine.shape)
+        assert apart(mine.grad, wanted) < 1e-4
+
+
+@pytest.mark.parametrize("summary", ["last", "cls_index", "first", "mean"])
+@torch.no_grad()
+def test_a_text_has_a_class(tmp_path: Path, summary: str) -> None:
+    theirs = sharpened(XLNetForSequenceClassification(config(num_labels=3, summary_type=summary)), 3.0)
+    ours = there_and_back(theirs, tmp_path)
+    ids, left = drawn(83, 23, 1), masks(23)[1]
+    errors = [apart(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)]
+    if summary in ("last", "cls_index"):  # the peer's others read padding
+        wanted = theirs(input_ids=ids, attention_mask=left).logits
+        errors += [apart(ours(input_ids=ids, attention_mask=left).logits, wanted)]
+    checked(theirs, errors)
+
+
+@torch.no_grad()
+def test_a_span_is_two_logits_a_token(tmp_path: Path) -> None:
+    theirs = sharpened(XLNetForQuestionAnsweringSimple(config()), 3.0)
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
+    wanted = theirs(input_ids=ids)
+    assert apart(ours(input_ids=ids).logits, torch.stack([wanted.start_logits, wanted.end_logits], -1)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_a_choice_is_one_logit_a_text(tmp_path: Path) -> None:
+    theirs = sharpened(XLNetForMultipleChoice(config()), 3.0)
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
+    assert apart(ours(input_ids=ids).logits.T, theirs(input_ids=ids[None]).logits) < TOLERANCE
+
+
+@torch.no_grad()
+def test_without_a_head(tmp_path: Path) -> None:
+    theirs = sharpened(XLNetModel(config()), 3.0)
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
+    assert apart(ours(input_ids=ids).hidden, theirs(input_ids=ids).last_hidden_state) < TOLERANCE
+
+
+def test_every_option_counts(tmp_path: Path) -> None:
+    sharpened(XLNetLMHeadModel(config())).save_pretrained(tmp_path / "hf")
+    found = broken_by(
+        tmp_path, INPUTS, "model.layer.position.clamp=null", "model.layer.position.theta=5000.0",
+        "model.layer.position.scale=0.3", "model.layer.norm.eps=1e-12", "model.layer.feedforward.activation=gelu",
+        "model.layer.attention.scale=0.3",
+    )  # fmt: skip
+    assert min(found.values()) > 1e-4, found
