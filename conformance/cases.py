@@ -221,8 +221,8 @@ def _others(cls: type[Any], name: str, base: Mapping[str, Any]) -> tuple[Any, ..
     if hint is bool:
         return (not default,)
     marks = getattr(hint, "__metadata__", ())
-    if marks and marks[0] != "attention":  # a part: a norm of q and k
-        return (bases(marks[0])[-1].part,)
+    if marks and marks[0] != "attention":  # a part that changes each token on its own: a norm of q and k
+        return ([case for case in bases(marks[0]) if not getattr(case.cls, "mixes_tokens", False)][-1].part,)
     return OTHERS.get(name, ())
 
 
