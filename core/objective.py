@@ -81,8 +81,9 @@ class Objective(Component, ABC):
     for each of its stacks. `asks_next`: whether a target is a later token of the last of them.
     `derives`: whether it makes what it asks for out of the data, instead of asking for tokens or labels as they are.
     `logits`: how many logits it reads of each answer, where that is neither one a token nor one a class. `extra_ids`:
-    how many ids beyond the tokenizer's it uses. `trains`: names of stacks that it trains, where not every topology has
-    them. `weights`: what the mean loss of each head counts in the loss of all.
+    how many ids beyond the tokenizer's it uses. `places`: whether a target is the place of a token in its row, of several
+    (B, n), where it asks at each token. `trains`: names of stacks that it trains, where not every topology has them.
+    `weights`: what the mean loss of each head counts in the loss of all.
     """
 
     Prepared: TypeAlias = _Prepared
@@ -98,6 +99,7 @@ class Objective(Component, ABC):
     asks_next: ClassVar[bool] = False
     derives: ClassVar[bool] = False
     logits: ClassVar[int | None] = None
+    places: ClassVar[bool] = False
     trains: ClassVar[frozenset[str]] = frozenset()
     weights: tuple[float, ...] = (1.0,)
     extra_ids: int = 0

@@ -13,6 +13,8 @@ from .attention.local import LocalAttention
 from .attention.lstm import LstmAttention
 from .attention.rnn import RnnAttention
 from .attention.sparse import SparseAttention
+from .data.answers import AnswersData
+from .data.choices import ChoicesData
 from .data.labelled import LabelledData
 from .data.pairs import PairsData
 from .data.text import TextData
@@ -28,12 +30,15 @@ from .norm.rms import RmsNorm
 from .objective.causal_lm import CausalLmObjective
 from .objective.classification import ClassificationObjective
 from .objective.gap_sentences import GapSentencesObjective
+from .objective.generated_token import GeneratedTokenObjective
 from .objective.infilling import InfillingObjective
 from .objective.masked_lm import MaskedLmObjective
+from .objective.multiple_choice import MultipleChoiceObjective
 from .objective.next_sentence import NextSentenceObjective
 from .objective.replaced_token import ReplacedTokenObjective
 from .objective.seq2seq_lm import Seq2seqLmObjective
 from .objective.span_corruption import SpanCorruptionObjective
+from .objective.span_extraction import SpanExtractionObjective
 from .objective.sum import SumObjective
 from .position.alibi import AlibiPosition
 from .position.learned import LearnedPosition
@@ -43,6 +48,7 @@ from .position.t5_bias import T5BiasPosition
 from .topology.decoder import DecoderTopology
 from .topology.encoder import EncoderTopology
 from .topology.encoder_decoder import EncoderDecoderTopology
+from .topology.encoder_with_generator import EncoderWithGeneratorTopology
 
 TRANSOM_API = 1
 
