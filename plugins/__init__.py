@@ -36,6 +36,7 @@ from .objective.masked_lm import MaskedLmObjective
 from .objective.multiple_choice import MultipleChoiceObjective
 from .objective.next_sentence import NextSentenceObjective
 from .objective.replaced_token import ReplacedTokenObjective
+from .objective.seq2seq_classification import Seq2seqClassificationObjective
 from .objective.seq2seq_lm import Seq2seqLmObjective
 from .objective.span_corruption import SpanCorruptionObjective
 from .objective.span_extraction import SpanExtractionObjective

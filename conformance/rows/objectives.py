@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...core.head import Head
 from ...core.losses import IGNORED
 from ...core.objective import Loss, Objective, Prepared
+from ...core.topology import Output
 from ...core.vocabulary import Vocabulary
 from ..cases import Case
 from ..places import Cases, once
@@ -72,7 +73,7 @@ def _prepare(case: Case, batch: dict[str, Tensor]) -> Prepared:
 
 def _hidden(case: Case, prepared: Prepared) -> Tensor:
     """Draw hidden states: of as many tokens as are asked for, or of the rows that the model reads."""
-    shown = list(prepared.inputs.values())[-1 if case.cls.sequences == 2 else 0]
+    shown = prepared.inputs["decoder_input_ids" if case.cls.sequences == 2 else "input_ids"]
     shape = prepared.targets.shape if prepared.targets.dim() == 2 and not case.cls.places else shown.shape[:2]
     return torch.randn(*shape, 6, dtype=torch.float64, requires_grad=True)
 
@@ -106,6 +107,32 @@ def alone(cases: Cases) -> Iterator[Subject]:
 def _unless_alone(cls: type[Any]) -> str:
     several = cls.heads.__func__ is not Objective.heads.__func__  # type: ignore[attr-defined]
     return "heads: it asks several, each with an objective of its own" if several else ""
+
+
+def several(cases: Cases) -> Iterator[Subject]:
+    """Put each objective that asks several heads."""
+    return once([case for case in cases if _unless_alone(case.cls)])
+
+
+def _unless_several(cls: type[Any]) -> str:
+    return "" if _unless_alone(cls) else "heads: it asks one"
+
+
+class Reader(nn.Module):
+    """Stand for a model of several heads: a table of vectors, read at once or by a generator."""
+
+    def __init__(self, heads: Mapping[str, type[Objective]]) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(SIZE, 6, dtype=torch.float64))
+        self.heads = nn.ModuleDict({name: Projection(asks.per_token, False, SIZE) for name, asks in heads.items()})
+
+    def generate(self, input_ids: Tensor, **others: Tensor) -> Tensor:
+        """Return the vectors of input_ids (B, T)."""
+        return self.table[input_ids]
+
+    def forward(self, input_ids: Tensor, logits: bool, **others: Tensor) -> Output:
+        """Return the same as a model does."""
+        return Output(None, self.table[input_ids])
 
 
 def per_token(cases: Cases) -> Iterator[Subject]:
@@ -287,3 +314,25 @@ def between_documents(subject: Subject, trial: Trial) -> None:
     targets = _prepare(subject.case, batch | {"document_ids": doc}).targets
     ignored = (targets == IGNORED).nonzero().tolist()
     trial.holds(ignored == [[0, 4]], "the token before a document's first is asked for it")
+
+
+@row(27, "each of several heads is asked what was announced", kinds=KINDS, places=several, excuse=_unless_several)
+def of_several_heads(subject: Subject, trial: Trial) -> None:
+    case, objective = subject.case, _objective(subject.case)
+    batch = _batch(case, trial.size("batch", (5,), least=2), trial.size("length", (23,), least=8))
+    copies = {name: tensor.clone() for name, tensor in batch.items()}
+    prepared, again = _prepare(case, batch), _prepare(case, batch)
+    trial.holds(all(torch.equal(batch[name], copy) for name, copy in copies.items()), "the raw batch is changed")
+    trial.equal(prepared.counts, again.counts, "what the same generator's state gives")
+    heads = case.cls.heads(case.config)
+    trial.holds(len(prepared.counts) == len(heads) == len(objective.weights), "not each head has targets and a weight")
+    model: Any = Reader(heads)
+    asked = objective.asked(model, prepared)
+    trial.holds(list(asked) == list(heads), "other heads are asked than it names", (len(asked),))
+    for (name, each), count in zip(asked.items(), prepared.counts, strict=True):
+        trial.holds(each.prepared.count == count, f"{name} is asked for another number of targets than announced")
+        losses = [getattr(each.objective, how)(each.hidden, model.heads[name], each.prepared) for how in ("loss", "reference")]
+        _same(trial, *losses, f"the loss of {name}")
+    repeated = objective.asked(model, again)
+    for name, each in asked.items():
+        trial.equal(each.prepared.targets, repeated[name].prepared.targets, f"what {name} is asked of the same batch")
