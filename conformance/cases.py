@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from ..core.attention import Headed
-from ..core.component import Part, Site
+from ..core.component import KINDS, Part, Site
 from ..core.heads import HeadsConfig
 from ..core.scaling import Scaling
 from ..errors import PluginError
@@ -79,6 +79,13 @@ SITED = ("attention", "position", "norm", "feedforward", "embedding")
 Options = tuple[tuple[str, Any], ...]
 
 
+class _Parts(dict[str, Part]):
+    """Hold parts by name, as a choice of options that can be told from others."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
+
+
 @dataclass(frozen=True)
 class Case:
     """A component with one choice of options, in the order that they were given."""
@@ -143,7 +150,7 @@ def _cases(cls: type[Any], every: bool) -> tuple[Case, ...]:
 def _declared(cls: type[Any]) -> list[Case]:
     options = {f.name: f for f in dataclasses.fields(cls.Config)}
     trials: tuple[Mapping[str, Any], ...] = getattr(cls, "trials", ())
-    given = [dict(trial) for trial in trials] or [{name: SMALL[name] for name in options if name in SMALL}]
+    given = [dict(trial) for trial in trials] or [{name: known for name in options if (known := _small(cls, name))}]
     missing = [name for name, field in options.items() if _required(field) and name not in given[0]]
     if missing:
         raise PluginError(
@@ -162,6 +169,23 @@ def _declared(cls: type[Any]) -> list[Case]:
                 f"{MAX_SEQ_LEN}): {refused}; declare other options to prove it with in `trials` on the class"
             ) from None
     return cases
+
+
+def _small(cls: type[Any], name: str) -> Any:
+    """Return a small value of an option: that which its name is known by, or one part where it is a map of parts."""
+    from .companions import companions
+
+    if name in SMALL or not _required(cls.Config.__dataclass_fields__[name]):
+        return SMALL.get(name)
+    kinds = [
+        getattr(each, "__metadata__", ("",))[0]
+        for each in get_args(get_type_hints(cls.Config, include_extras=True)[name])
+    ]
+    if not kinds or kinds[-1] not in KINDS:
+        return None
+    plain = (each for each in companions(kinds[-1]) if not any(map(_required, dataclasses.fields(each.Config))))
+    part = next(each for each in plain if each is not cls)
+    return _Parts(head=Part(part, part.Config()))
 
 
 def _guessed(cls: type[Any], base: dict[str, Any], every: bool) -> Iterator[Case]:

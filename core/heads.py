@@ -14,12 +14,8 @@ from .component import Part, Site
 from .context import Context
 from .inputs import Input
 from .linear import Fused, Linear
-<<<<<<< ours
 from .moves import Concat, Heads, Layouts, Move, Order, Reshape, Take, Transpose, conv1d
-=======
-from .moves import Concat, Heads, Layouts, Move, Reshape, Take, Transpose, conv1d
 from .position import Served
->>>>>>> theirs
 from .state import Declared, Memories
 from .sublayer import Sublayer
 from .tokens import Tokens
@@ -144,12 +140,8 @@ class MultiHeadAttention(Sublayer):
 
         `separate`: q_proj, k_proj, v_proj, o_proj, with the name of a set behind the letter. Of self-attention also
         `fused`: [Q|K|V] in qkv, o_proj; `conv1d`: the same, transposed, in c_attn, c_proj; `per_head`: query_key_value
-<<<<<<< ours
         of each group of heads in turn, dense; `by_head`: the separate ones as (C, H, D), the output too. A joint gate
         stands in q_proj, where each head's rows of it follow those of q, and there are no other layouts then.
-=======
-        of each group of heads in turn, dense; `by_head`: the separate ones as (C, H, D), the output too.
->>>>>>> theirs
         What belongs to the mechanism alone has the name there that it has in the mechanism.
         """
         inner = set(self.mechanism.state_dict())
@@ -187,11 +179,7 @@ class MultiHeadAttention(Sublayer):
             "conv1d": (conv1d(f"c_attn.{kind}"), conv1d(f"c_proj.{kind}")),
             "by_head": (
                 Concat(tuple(apart), (rows, kv_rows, kv_rows)),
-<<<<<<< ours
-                Reshape(out, whole, (self.site.d_model, rows)) if kind == "weight" else out,
-=======
-                Reshape(o, whole, (self.site.d_model, mixed)) if kind == "weight" else o,
->>>>>>> theirs
+                Reshape(out, whole, (self.site.d_model, mixed)) if kind == "weight" else out,
             ),
             "per_head": (Heads(Take(f"query_key_value.{kind}"), self.kv_heads[0], group), Take(f"dense.{kind}")),
         }
@@ -267,7 +255,10 @@ class MultiHeadAttention(Sublayer):
         k: Tensor = self.qkv.alone(1, x).unflatten(-1, self.kv_heads)
         return k if self.k_norm is None else self.k_norm(k)
 
-<<<<<<< ours
+    def of(self, place: int) -> Served:
+        """Return this attention by one of its sets of projections."""
+        return _Part(self, place)
+
     def _split(self, projected: Tensor, heads: int) -> tuple[Tensor, Tensor | None]:
         """Return a projection's first heads (B, T, heads, D), and the joint gate behind them, where there is one."""
         headed = torch.unflatten(projected, -1, (-1, self.heads[1]))
@@ -277,14 +268,6 @@ class MultiHeadAttention(Sublayer):
         return first, gate.flatten(-2)
 
     def _from_self(self, qkv: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-=======
-    def of(self, place: int) -> Served:
-        """Return this attention by one of its sets of projections."""
-        return _Part(self, place)
-
-    def _from_self(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = torch.unflatten(self.qkv(x), -1, (-1, self.heads[1]))
->>>>>>> theirs
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = qkv.split_with_sizes(self.shares, -2)
             q, k = self.q_norm(q), self.k_norm(k)

@@ -183,19 +183,18 @@ class _Reader:
         self.problems.append(Problem(mark, message))
 
 
-<<<<<<< HEAD
 def _bounded(value: Any) -> Any:
     """Return a value with null for every limit that is infinite, as JSON has it or as transformers writes it."""
     if value == math.inf or value == {"__float__": "Infinity"}:
         return None
     return [_bounded(item) for item in value] if isinstance(value, list) else value
-=======
+
+
 def _one(node: Node) -> Node | None:
     """Return what all layers have: a value that is no list, or all items of one that are alike."""
     if not isinstance(node.value, tuple):
         return node
     return node.value[0] if len({text_of(item) for item in node.value}) == 1 else None
->>>>>>> h-blocks
 
 
 def _piece(path: str, value: Node) -> Node:
