@@ -56,6 +56,11 @@ def has_heads_for(attention: Case, position: Case) -> bool:
     return is_mechanism(attention) or not (position.cls.projects or position.cls.by_content)
 
 
+def decoding() -> list[Case]:
+    """Return the built-in attentions that can stand in a decoder."""
+    return [case for case in bases("attention") if "causal" in case.cls.declares.can]
+
+
 def versatile() -> Case:
     """Return an attention that can stand anywhere."""
     return next(case for case in bases("attention") if not case.cls.declares.lacks)

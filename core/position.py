@@ -30,6 +30,9 @@ class Served(Protocol):
     def keys(self, x: Tensor) -> Tensor:
         """Return vectors x (..., C) as this attention's keys, (..., K, D), not turned."""
 
+    def of(self, place: int) -> Served:
+        """Return this attention by one of its sets of projections."""
+
 
 class Position(nn.Module, Component, ABC):
     """Tell a model where its tokens stand, through the hooks that `hooks` declares.

@@ -136,7 +136,7 @@ class RgLruAttention(Mixer):
 
     def _terms(self, u: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return a and b of h_t = a_t h_(t-1) + b_t, (B, T, width), for u (B, T, width), at least in fp32."""
-        blocks = u.unflatten(-1, (self.config.n_heads, -1))
+        blocks = u.to(self.gates.dtype).unflatten(-1, (self.config.n_heads, -1))
         gates = at_least_fp32(torch.einsum("btni,nio->btno", blocks, self.gates) + self.gates_bias)
         r, i = (torch.sigmoid(gate.flatten(-2)) for gate in gates.chunk(2, dim=-1))
         log_a = -POWER * r * F.softplus(self.decay.to(r.dtype))
