@@ -45,8 +45,18 @@ def serving(case: Case) -> list[Case]:
 
 
 def composes(attention: Case, position: Case) -> bool:
-    """Say whether an attention takes a position's every hook, or does not mind it."""
-    return not (position.cls.hooks & set(attention.cls.declares.lacks))
+    """Say whether an attention takes a position's every hook, or does not mind it, and its heads fit the options."""
+    return not (position.cls.hooks & set(attention.cls.declares.lacks)) and _fits(attention, position)
+
+
+@functools.cache
+def _fits(attention: Case, position: Case) -> bool:
+    try:
+        with torch.device("meta"):
+            position.part.build(site_of(attention))
+    except ValueError:  # a share of a head that is odd, say
+        return False
+    return True
 
 
 def versatile() -> Case:
