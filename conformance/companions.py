@@ -46,7 +46,9 @@ def serving(case: Case) -> list[Case]:
 
 def composes(attention: Case, position: Case) -> bool:
     """Say whether an attention takes a position's every hook, or does not mind it, and its heads fit the options."""
-    return not (position.cls.hooks & set(attention.cls.declares.lacks)) and _fits(attention, position)
+    if position.cls.hooks & set(attention.cls.declares.lacks) or not _fits(attention, position):
+        return False
+    return has_heads_for(attention, position) or "score" not in attention.cls.declares.can
 
 
 @functools.cache
@@ -57,6 +59,16 @@ def _fits(attention: Case, position: Case) -> bool:
     except ValueError:  # a share of a head that is odd, say
         return False
     return True
+
+
+def has_heads_for(attention: Case, position: Case) -> bool:
+    """Say whether an attention has the queries and keys of heads, where a position asks for them."""
+    return is_mechanism(attention) or not (position.cls.projects or position.cls.by_content)
+
+
+def decoding() -> list[Case]:
+    """Return the built-in attentions that can stand in a decoder."""
+    return [case for case in bases("attention") if "causal" in case.cls.declares.can]
 
 
 def versatile() -> Case:
