@@ -60,7 +60,8 @@ def cut(x: Tensor, size: int) -> Tensor:
     if not torch.compiler.is_compiling():
         chunks = max(chunks, 1)
     padded = F.pad(x, (0, 0, 0, 0, 0, chunks * size - x.shape[1]))
-    return padded.unflatten(1, (chunks, size)).transpose(2, 3)
+    found: Tensor = padded.unflatten(1, (chunks, size)).transpose(2, 3)
+    return found
 
 
 def joined(x: Tensor, length: int) -> Tensor:

@@ -222,7 +222,8 @@ def _corrected(s: Tensor, new: Tensor, seen: Tensor, keys: Tensor, across: Tenso
 def _solved(lower: Tensor, wanted: Tensor) -> Tensor:
     """Return x of (I + what of `lower` (..., L, L) is below its diagonal) x = wanted (..., L, D)."""
     if not is_exporting():
-        return torch.linalg.solve_triangular(lower, wanted, upper=False, unitriangular=True)
+        solved: Tensor = torch.linalg.solve_triangular(lower, wanted, upper=False, unitriangular=True)
+        return solved
     # Runtimes know no triangular systems. The inverse of blocks of twice the size follows from that of both halves.
     size = lower.shape[-1]
     row = torch.arange(size, device=lower.device)
