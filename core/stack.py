@@ -132,7 +132,13 @@ class Stack(nn.Module):
         for name, rule in self._declared.items():
             if rule.grows == "append":
                 tensors[name] = tensors[name].narrow(rule.dims.index(PAST), 0, length)
-        tensors["seen"] = tensors["seen"] - (state.columns - length)  # none of these is padding
+        tensors["seen"] = left = tensors["seen"] - (state.columns - length)  # none of these is padding
+        for edge in self.edges:
+            if bool(((state.seen > edge) & (left <= edge) & (left > 0)).any()):
+                raise InputError(
+                    f"can't crop a state of a row of more than {edge} tokens to {edge} or fewer: positions turn "
+                    "otherwise in shorter rows; begin anew"
+                )
         return State(tensors, length, state.padded, state.cropper)
 
     def prime(self, state: State, memory: Tensor, mask: Tensor | None) -> State:

@@ -12,7 +12,7 @@ from ...core.heads import MultiHeadAttention
 from ...core.tokens import Tokens
 from ...errors import InputError, SpecError
 from ..cases import Case
-from ..companions import bases, composes, hooked, is_mechanism
+from ..companions import bases, composes, has_heads_for, hooked
 from ..places import able, base, everywhere
 from ..registered import row
 from ..specs import Draft, needs
@@ -63,11 +63,7 @@ def _pairs(case: Case) -> bool:
 def _hook(case: Case, hook: str) -> bool:
     x, causal = vectors(1, LENGTH), able(case, "causal")
     plain = run(stack([case], causal=causal), x)
-    with_it = [
-        run(stack([case], positions=[p], causal=causal), x)
-        for p in hooked(hook)
-        if is_mechanism(case) or not p.cls.projects
-    ]
+    with_it = [run(stack([case], positions=[p], causal=causal), x) for p in hooked(hook) if has_heads_for(case, p)]
     changed = [not torch.equal(y, plain) for y in with_it]
     return all(changed) if able(case, hook) else any(changed)
 
