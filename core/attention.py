@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class Declaration:
 
 
 class Headed(ABC):
-    """Stand at the root of the options of attentions that have heads, for positions to turn or to score."""
+    """Stand at the root of the options of attentions whose heads positions serve."""
 
     @abstractmethod
     def heads(self, d_model: int) -> tuple[int, int]:
@@ -67,6 +67,9 @@ class Headed(ABC):
         Raises:
             ValueError: the heads do not fit `d_model`.
         """
+
+
+_Headed = Headed  # under another name: a class below takes this one for its own attribute
 
 
 class Attention(Component, ABC):
@@ -89,7 +92,12 @@ class Attention(Component, ABC):
 
 
 class Mixer(Attention, Sublayer, ABC):
-    """Own everything from (B, T, C) to (B, T, C): recurrences, convolutions, latent attention."""
+    """Own everything from (B, T, C) to (B, T, C): recurrences, convolutions, latent attention.
+
+    A `Config` that is a `Mixer.Headed` too says what heads there are for positions to serve.
+    """
+
+    Headed: TypeAlias = _Headed
 
     def __init__(self, config: Any, site: Site) -> None:
         super().__init__()

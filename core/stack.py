@@ -132,7 +132,13 @@ class Stack(nn.Module):
         for name, rule in self._declared.items():
             if rule.grows == "append":
                 tensors[name] = tensors[name].narrow(rule.dims.index(PAST), 0, length)
-        tensors["seen"] = tensors["seen"] - (state.columns - length)  # none of these is padding
+        tensors["seen"] = left = tensors["seen"] - (state.columns - length)  # none of these is padding
+        for edge in self.edges:
+            if bool(((state.seen > edge) & (left <= edge) & (left > 0)).any()):
+                raise InputError(
+                    f"can't crop a state of a row of more than {edge} tokens to {edge} or fewer: positions turn "
+                    "otherwise in shorter rows; begin anew"
+                )
         return State(tensors, length, state.padded, state.cropper)
 
     def prime(self, state: State, memory: Tensor, mask: Tensor | None) -> State:
@@ -225,7 +231,10 @@ class Stack(nn.Module):
         if self._beside:
             contexts["beside"] = context.at(())
         tensors: dict[str, Tensor] = {}
+        dtype = x.dtype
         for block, subs in zip(self.blocks, self._state_names, strict=True):
+            if x.dtype != dtype and not block.wide:
+                x = x.to(dtype)
             here = contexts
             if block.positions is not None:
                 own = context.at(block.own_positions)
@@ -243,7 +252,7 @@ class Stack(nn.Module):
             for sub, names in subs.items():
                 for key, name in names.items():
                     tensors[name] = after[sub][key]
-        return x, tensors
+        return x if x.dtype == dtype else x.to(dtype), tensors
 
     def _tokens(self, x: Tensor, packing: Packing | None, doc: Tensor | None, state: State | None) -> Tokens:
         valid = None if packing is None else packing.valid

@@ -42,12 +42,13 @@ class GatedDeltaAttention(Mixer):
             "two_sided": "its state runs from the first token to the last, and what comes later never enters it",
             "score": "each token corrects what earlier ones left, and no pair of tokens ever has a score",
             "cross": "it reads one sequence in order, and has no queries to put to a memory",
+            "pairs": "it reads tokens in the order of their columns, and knows no other",
         },
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"n_heads": 3},
         {"n_heads": 6, "n_key_heads": 2, "head_dim": 11, "key_dim": 5, "kernel": 3},
-        {"n_heads": 2, "n_key_heads": 1, "head_dim": 14, "kernel": 1, "activation": "gelu", "norm_before_gate": False},
+        {"n_heads": 2, "n_key_heads": 1, "head_dim": 20, "kernel": 1, "activation": "gelu", "norm_before_gate": False},
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class GatedDeltaAttention(Mixer):
         draw_steps(self.step_bias, self.a_log)
 
     def layouts(self) -> Layouts:
-        """Publish `grouped`: in_proj_qkvz and in_proj_ba, each key head in turn, and conv1d, dt_bias, A_log, out_proj."""
+        """Publish `grouped`: in_proj_qkvz and in_proj_ba, each key head in turn; conv1d, dt_bias, A_log, out_proj."""
         group = self.config.n_heads // self.key_heads
         wide = (self.key_dim, self.key_dim, group * self.head_dim, group * self.head_dim)
         rows = 2 * self.keys + 2 * self.width, 2 * self.config.n_heads
@@ -148,7 +149,7 @@ class GatedDeltaAttention(Mixer):
     ) -> tuple[Tensor, Memories | None]:
         heads, valid = self.config.n_heads, context.tokens.valid
         mixed, gate, share, steps = self.up(x).split((2 * self.keys + self.width, self.width, heads, heads), dim=-1)
-        mixed, near = convolve(mixed, context, state)
+        mixed, near = convolve(at_least_fp32(mixed), context, state)
         mixed = activate(self.config.activation, mixed)
         q, k, v = mixed.split((self.keys, self.keys, self.width), dim=-1)
         q, k, v = (t.unflatten(-1, (-1, d)) for t, d in ((q, self.key_dim), (k, self.key_dim), (v, self.head_dim)))

@@ -28,10 +28,12 @@ class LatentAttention(Mixer):
     """
 
     declares: ClassVar[Declaration] = Declaration(
-        can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile"}),
+        can=frozenset({"causal", "two_sided", "documents", "rotate", "compile", "pairs"}),
         lacks={
             "cross": "the key that all its heads share tells how far apart two tokens of one sequence stand, and a "
-            "memory's tokens stand in another"
+            "memory's tokens stand in another",
+            "score": "a step reads what is kept as it is, compressed, and no head's keys are formed that a position "
+            "could be given to score",
         },
         time=2.0,
     )
@@ -134,9 +136,7 @@ class LatentAttention(Mixer):
         """Expand all keys and values, compute all scores, mask them, and take the softmax."""
         q, kept, state = self._projected(x, context, state)
         k, v = self._keys_values(kept)
-        bias = context.score(context.tokens, context.keys, q, k)
-        mask = self.visible(context.tokens, context.keys)
-        mixed, weights = softmax_reference(q, k, v, mask, bias, self.scale)
+        mixed, weights = softmax_reference(q, k, v, self.visible(context.tokens, context.keys), None, self.scale)
         if context.weights is not None:
             context.weights.append(weights)
         return self.out(mixed.flatten(-2)), state
@@ -156,8 +156,10 @@ class LatentAttention(Mixer):
         turned = context.rotate(torch.cat([q_turning, k_turning.unsqueeze(2)], dim=2))
         q_turned, k_turned = turned.split((self.n_heads, 1), 2)
         kept = torch.cat([latent, k_turned.squeeze(2)], dim=-1)
-        if context.tokens.valid is not None:
-            kept = kept.masked_fill(~context.tokens.valid.unsqueeze(-1), 0.0)
+        if context.asked:
+            kept = kept[:, : -context.asked]
+        if context.own.valid is not None:
+            kept = kept.masked_fill(~context.own.valid.unsqueeze(-1), 0.0)
         if state is not None:
             kept = torch.cat([state["latent"], kept], dim=1)
             state = {"latent": kept}

@@ -36,6 +36,7 @@ class LongformerAttention(Mechanism):
         lacks={
             "causal": "all tokens see the global ones, wherever these stand",
             "cross": "a window compares positions of one sequence, and a memory's are those of another",
+            "pairs": "its window follows the columns of one text",
         },
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
