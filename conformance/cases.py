@@ -172,7 +172,10 @@ def _small(cls: type[Any], name: str) -> Any:
 
     if name in SMALL or not _required(cls.Config.__dataclass_fields__[name]):
         return SMALL.get(name)
-    kinds = [getattr(each, "__metadata__", ("",))[0] for each in get_args(get_type_hints(cls.Config, include_extras=True)[name])]
+    kinds = [
+        getattr(each, "__metadata__", ("",))[0]
+        for each in get_args(get_type_hints(cls.Config, include_extras=True)[name])
+    ]
     if not kinds or kinds[-1] not in KINDS:
         return None
     plain = (each for each in companions(kinds[-1]) if not any(map(_required, dataclasses.fields(each.Config))))

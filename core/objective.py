@@ -81,9 +81,9 @@ class Objective(Component, ABC):
     for each of its stacks. `asks_next`: whether a target is a later token of the last of them.
     `derives`: whether it makes what it asks for out of the data, instead of asking for tokens or labels as they are.
     `logits`: how many logits it reads of each answer, where that is neither one a token nor one a class. `extra_ids`:
-    how many ids beyond the tokenizer's it uses. `places`: whether a target is the place of a token in its row, of several
-    (B, n), where it asks at each token. `trains`: names of stacks that it trains, where not every topology has them.
-    `weights`: what the mean loss of each head counts in the loss of all.
+    how many ids beyond the tokenizer's it uses. `places`: whether targets (B, n) are places of tokens in their row, of
+    which a head scores each. `trains`: names of stacks that it trains, where not every topology has them. `weights`:
+    what the mean loss of each head counts in the loss of all.
     """
 
     Prepared: TypeAlias = _Prepared

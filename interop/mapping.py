@@ -95,9 +95,7 @@ class _Finder:
         placed = self.placed[holder]
         own = parameter.removeprefix(f"{holder}.")
         move = placed.moves.get(own, Take(own))
-        names = {
-            name: _ended(_joined(placed.at, _renamed(name, placed.names)), self.endings) for name in move.names()
-        }
+        names = {name: _ended(_joined(placed.at, _renamed(name, placed.names)), self.endings) for name in move.names()}
         try:
             parts = move.save(torch.empty(tensor.shape, device="meta"))
         except (ValueError, RuntimeError) as error:

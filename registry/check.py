@@ -110,7 +110,9 @@ def _asks(spec: Spec, asks: type[Objective]) -> Iterator[Problem]:
     both = f"objective '{asks.name}' does not compose with topology '{topology.name}'"
     reads = len({role.prefix for role in roles.values()})
     if asks.sequences != reads:
-        yield spec.problem("objective", f"{both}: the objective gives {asks.sequences} sequence(s), the topology reads {reads}")
+        yield spec.problem(
+            "objective", f"{both}: the objective gives {asks.sequences} sequence(s), the topology reads {reads}"
+        )
     elif asks.asks_next and not list(roles.values())[-1].causal:
         yield spec.problem(
             "objective", f"{both}: it asks for the next token, which a two-sided stack has already been shown"

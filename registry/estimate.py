@@ -226,5 +226,8 @@ def longest_batch(spec: Spec, model: Topology) -> tuple[Objective, Prepared]:
 def _loss(model: Topology, objective: Objective, prepared: Prepared) -> Tensor:
     """Return the loss of a batch, keeping nothing else alive."""
     asked = objective.asked(model, prepared)
-    totals = [each.objective.loss(each.hidden, cast(Head, model.heads[name]), each.prepared).total for name, each in asked.items()]
+    totals = [
+        each.objective.loss(each.hidden, cast(Head, model.heads[name]), each.prepared).total
+        for name, each in asked.items()
+    ]
     return torch.stack(totals).sum() * 1.0

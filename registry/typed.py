@@ -129,10 +129,10 @@ class ConfigSettings:
     """Say how a spec follows from the `config.json` of a Hugging Face folder.
 
     `type`: its `model_type`. `architectures`: those that there are, the first where the file names none -> the piece of
-    a spec that each lays over this one, or the name of another that it is like. `fields`: field -> the option that its value goes to, several, or a map with
-    more; in order, a later one wins; `a.b` is field b of the map a. `defaults`: what fields are that the file leaves
-    out; within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields that change
-    nothing. `renamed`: an older name -> the name that it is read by.
+    a spec that each lays over this one, or the name of another that it is like. `fields`: field -> the option that its
+    value goes to, several, or a map with more; in order, a later one wins; `a.b` is field b of the map a. `defaults`:
+    what fields are that the file leaves out; within maps any may be. `same`: fields that must be as given. `ignored`:
+    glob patterns of fields that change nothing. `renamed`: an older name -> the name that it is read by.
     """
 
     type: str

@@ -60,7 +60,9 @@ def measure(
     return _figures(added, dataset, step.objective, heads)
 
 
-def _figures(sums: Mapping[str, float], dataset: Dataset, objective: Objective, heads: Sequence[str]) -> dict[str, float]:
+def _figures(
+    sums: Mapping[str, float], dataset: Dataset, objective: Objective, heads: Sequence[str]
+) -> dict[str, float]:
     """Return the figures; `heads`: the endings of the sums of each head."""
     targets = {head: max(1, sums[f"targets{head}"]) for head in heads}
     losses = [sums[f"total{head}"] / targets[head] for head in heads]

@@ -82,9 +82,7 @@ def prepare_data(spec: Spec, folder: Path, tokenizer: Tokenizer | None = None) -
     """Prepare a spec's data in a run folder, and build the objective for its tokens; raise DataError as `prepare`."""
     assert spec.objective is not None  # check_settings has seen to it
     lookahead = build_objective(spec, None).lookahead
-    dataset = prepare(
-        build_data(spec), folder, lookahead=lookahead, seed=spec.train.seed, tokenizer=tokenizer
-    )
+    dataset = prepare(build_data(spec), folder, lookahead=lookahead, seed=spec.train.seed, tokenizer=tokenizer)
     return dataset, build_objective(spec, dataset.vocabulary)
 
 

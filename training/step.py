@@ -14,7 +14,6 @@ from ..core.head import Head
 from ..core.objective import Objective, Prepared
 from ..core.topology import Topology
 
-
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 

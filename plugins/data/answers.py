@@ -71,4 +71,9 @@ def defaults(code: str) -> Iterator[tuple[str, str, int, str]]:
             if value.end_lineno == value.lineno == node.lineno and line.isascii():
                 name = [*node.args.posonlyargs, *node.args.args][-len(node.args.defaults)].arg
                 bare, cut = line.strip(), len(line) - len(line.lstrip())
-                yield f"{name} in {node.name}", bare, value.col_offset - cut, line[value.col_offset : value.end_col_offset]
+                yield (
+                    f"{name} in {node.name}",
+                    bare,
+                    value.col_offset - cut,
+                    line[value.col_offset : value.end_col_offset],
+                )
