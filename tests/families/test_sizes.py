@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from published import NAMES, config_of, spec_of
+from published import NAMES, architecture_of, config_of, spec_of
 from torch import nn
 
 import transom
@@ -24,7 +24,7 @@ def size(model: nn.Module) -> int:
 
 def peer(config: Mapping[str, Any]) -> nn.Module:
     """Return the peer's model on the meta device."""
-    cls = getattr(transformers, config["architectures"][0])
+    cls = getattr(transformers, architecture_of(config))
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peer, on fields that say how text is written
         model: Any = cls(cls.config_class.from_dict(dict(config)))
