@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, cast
 
-from ..core.block import Placement, Residual, residual_fits
 from ..core.component import Part
+from ..core.placement import Placement, Residual, residual_fits
 from .marks import Node
 from .settings import ExportSettings, TrainSettings
 
