@@ -36,7 +36,6 @@ class LongformerAttention(Mechanism):
         lacks={
             "causal": "all tokens see the global ones, wherever these stand",
             "cross": "a window compares positions of one sequence, and a memory's are those of another",
-            "pairs": "a window is of columns that stand side by side",
             "pairs": "its window follows the columns of one text",
         },
     )
