@@ -269,11 +269,11 @@ def test_every_option_of_a_head_counts(tmp_path: Path, name: str, overrides: lis
             {"summary_type": "last"},
             "summary_type: 'last' is not supported; only 'first' is",
         ),
-        ("ElectraForMultipleChoice", {"summary_use_proj": False}, "summary_use_proj: False is not supported"),
-        ("BertForMaskedLM", {"add_cross_attention": True}, "add_cross_attention: True is not supported"),
+        ("ElectraForMultipleChoice", {"summary_use_proj": False}, "summary_use_proj: false is not supported"),
+        ("BertForMaskedLM", {"add_cross_attention": True}, "add_cross_attention: true is not supported"),
         ("BertForMaskedLM", {"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
         ("BertForMaskedLM", {"architectures": ["BertForTitles"]}, "'BertForTitles' is not known to the family"),
-        ("BartForCausalLM", {"tie_word_embeddings": False}, "tie_word_embeddings: False is not supported"),
+        ("BartForCausalLM", {"tie_word_embeddings": False}, "tie_word_embeddings: false is not supported"),
     ],
 )
 def test_what_is_not_read_is_refused(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
