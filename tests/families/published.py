@@ -29,7 +29,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     hf = load_spec(families()[family_of(config, FOLDER)]).hf
     assert hf is not None
     assert hf.config is not None
-    return next(name for name in hf.config.architectures if name.isidentifier())
+    return hf.config.unnamed or next(name for name in hf.config.architectures if name.isidentifier())
 
 
 def spec_of(config: Mapping[str, Any], source: str) -> Spec:
