@@ -46,7 +46,7 @@ class GatedDeltaAttention(Mixer):
         },
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"n_heads": 3},
+        {"n_heads": 2, "head_dim": 24},
         {"n_heads": 6, "n_key_heads": 2, "head_dim": 11, "key_dim": 5, "kernel": 3},
         {"n_heads": 2, "n_key_heads": 1, "head_dim": 20, "kernel": 1, "activation": "gelu", "norm_before_gate": False},
     )
