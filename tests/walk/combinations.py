@@ -22,7 +22,7 @@ VOCAB_SIZE = 64
 OPTIONS: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "n_heads": 2,
-    "window": 5,
+    "window": 6,  # even: `longformer` has a half on each side
     "block": 4,
     "n_window": 2,
     "d_ff": 20,
