@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .context import Context
 from .linear import at_least_fp32
 from .norm import Norm
-from .placement import Placement, Stream, norms_around
+from .placement import PLAIN, Placement, Stream, norms_around
 from .position import Position, add_positions
 from .state import Memories
 from .sublayer import Sublayer
@@ -24,9 +24,9 @@ class Block(nn.Module):
     """Run one layer: its sublayers in order, each with its norm and residual.
 
     `placement`: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))); `parallel` x + f(norm(x))
-    + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `norms`: name of a sublayer
-    -> its norm (`after_` of it for the second of a sandwich); a missing norm is no norm. `stream`: how what sublayers
-    add joins x. `positions`: encodings of this layer alone; None for the stack's.
+    + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `norms`: name of a
+    sublayer -> its norm (`after_` of it for the second of a sandwich); a missing norm is no norm. `stream`: how what
+    sublayers add joins x. `positions`: encodings of this layer alone; None for the stack's.
 
     The sublayer `beside` comes last, and reads what the first one did: h + f(norm(x)), say, where h is what the others
     made of x.
@@ -38,7 +38,7 @@ class Block(nn.Module):
         norms: Mapping[str, Norm],
         *,
         placement: Placement = "pre",
-        stream: Stream = Stream(),
+        stream: Stream = PLAIN,
         positions: Sequence[Position] | None = None,
     ) -> None:
         super().__init__()

@@ -26,6 +26,9 @@ class Stream:
     wide: bool = False
 
 
+PLAIN = Stream()
+
+
 def norms_around(placement: Placement, name: str) -> tuple[str | None, str | None, str | None]:
     """Return the names of the norms before a sublayer, after it, and after its residual."""
     match placement:
