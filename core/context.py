@@ -19,7 +19,8 @@ class Context:
     Real tokens are left-aligned: without documents, the column of a token is its position less `seen`.
 
     `tokens`: the new tokens, (B, T). `causal`: whether tokens may not see later ones.
-    `past`: the tokens whose keys an `append` state holds, (B, S); None without one.
+    `past`: the tokens whose keys an `append` state holds, (B, S); None without one, and where it has slots.
+    `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them.
     `seen` (B,) int64: how many real tokens came before; None when nothing is remembered.
     `asked`: how many of the tokens, the last ones, are only asked for: they see, and are not seen.
     `memory` (B, M, C) and `memory_tokens`: what cross attention reads; `memory` is None once its state is primed.
@@ -30,6 +31,7 @@ class Context:
     tokens: Tokens
     causal: bool
     past: Tokens | None = None
+    slots: Tokens | None = None
     seen: Tensor | None = None
     memory: Tensor | None = None
     memory_tokens: Tokens | None = None
@@ -56,7 +58,27 @@ class Context:
     def keys(self) -> Tokens:
         """Return the tokens of all keys that an appending layer sees: past and new."""
         past, own = self.past, self.own
+        if self.slots is not None:
+            return self.slots
         return own if past is None else self.tokens.once("keys", lambda: join(past, own))
+
+    def append(self, old: Tensor, new: Tensor, dim: int = 1) -> Tensor:
+        """Return what is remembered of all tokens, `keys`: what a state declared as `append` holds, with the new.
+
+        old (B, S, ...) and new (B, T, ...), alike but for S and T; `dim`: where these stand. They are put behind each
+        other, (B, S + T, ...), or new is written to its slots of old, (B, S, ...), where there are slots.
+        """
+        if self.slots is None:
+            return torch.cat([old, new], dim=dim)
+        assert self.seen is not None
+        seen = self.seen
+        column = self.tokens.once("slots", lambda: seen.unsqueeze(1) + torch.arange(new.shape[dim], device=new.device))
+        shape = [1] * new.dim()
+        shape[0], shape[dim] = column.shape
+        index = column.reshape(shape).expand_as(new)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return old.scatter(dim, index, new)
+        return old.scatter_(dim, index, new)
 
     @property
     def own(self) -> Tokens:

@@ -36,7 +36,7 @@ class FullAttention(Mechanism):
     def declared(self) -> Declared:
         """Keep every key, turned, and every value; across a memory, those of the memory."""
         length, grows = (MEMORY, "static") if self.site.cross else (PAST, "append")
-        entry = Remembered(("batch", length, self.n_kv_heads, self.head_dim), grows)  # type: ignore[arg-type]
+        entry = Remembered(("batch", self.n_kv_heads, length, self.head_dim), grows)  # type: ignore[arg-type]
         return {"k": entry, "v": entry}
 
     def forward(
@@ -45,7 +45,7 @@ class FullAttention(Mechanism):
         """Mix through torch's fused kernel: its causal form for plain tokens, else with a mask that layers share."""
         if context.weights is not None:
             return self.reference(q, k, v, context, state)
-        k, v, state = _extended(k, v, state)
+        k, v, state = _extended(k, v, context, state)
         return softmax_in(context, q, k, v, scale=self.scale, cap=self.config.soft_cap), state
 
     def reference(
@@ -56,7 +56,7 @@ class FullAttention(Mechanism):
             assert context.memory_tokens is not None
             keys, bias = context.memory_tokens, None
         else:
-            k, v, state = _extended(k, v, state)
+            k, v, state = _extended(k, v, context, state)
             keys, bias = context.keys, context.score(context.tokens, context.keys, q, k)
         y, weights = softmax_reference(
             q, k, v, self.visible(context.tokens, keys), bias, self.scale, self.config.soft_cap
@@ -67,12 +67,12 @@ class FullAttention(Mechanism):
 
     def prime(self, k: Tensor, v: Tensor, context: Context) -> Memories:
         """Keep the memory's keys and values."""
-        return {"k": k, "v": v}
+        return {"k": k.transpose(1, 2), "v": v.transpose(1, 2)}
 
     def recall(self, q: Tensor, primed: Memories, context: Context) -> Tensor:
         """Attend to the memory's keys."""
         assert context.memory_tokens is not None
-        k, v = primed["k"], primed["v"]
+        k, v = primed["k"].transpose(1, 2), primed["v"].transpose(1, 2)
         keys = context.memory_tokens
         if context.weights is not None:
             return self.reference(q, k, v, context)[0]
@@ -90,9 +90,11 @@ class FullAttention(Mechanism):
         return "torch SDPA, causal" if self.site.causal else "torch SDPA"
 
 
-def _extended(k: Tensor, v: Tensor, state: Memories | None) -> tuple[Tensor, Tensor, Memories | None]:
-    """Put what is remembered before k and v, and remember it all."""
+def _extended(
+    k: Tensor, v: Tensor, context: Context, state: Memories | None
+) -> tuple[Tensor, Tensor, Memories | None]:
+    """Put what is remembered before k and v, and remember it all, head by head, as kernels take it."""
     if state is None:
         return k, v, None
-    k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
-    return k, v, {"k": k, "v": v}
+    after = {name: context.append(state[name], new.transpose(1, 2), dim=2) for name, new in (("k", k), ("v", v))}
+    return after["k"].transpose(1, 2), after["v"].transpose(1, 2), after

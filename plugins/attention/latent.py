@@ -159,7 +159,7 @@ class LatentAttention(Mixer):
         if context.tokens.valid is not None:
             kept = kept.masked_fill(~context.tokens.valid.unsqueeze(-1), 0.0)
         if state is not None:
-            kept = torch.cat([state["latent"], kept], dim=1)
+            kept = context.append(state["latent"], kept)
             state = {"latent": kept}
         return torch.cat([q, q_turned], dim=-1), kept, state
 
