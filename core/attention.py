@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,9 @@ class Headed(ABC):
         """
 
 
+_Headed = Headed  # under another name: a class below takes this one for its own attribute
+
+
 class Attention(Component, ABC):
     """Mix tokens: the kind of `Mechanism` and of `Mixer`."""
 
@@ -89,7 +92,12 @@ class Attention(Component, ABC):
 
 
 class Mixer(Attention, Sublayer, ABC):
-    """Own everything from (B, T, C) to (B, T, C): recurrences, convolutions, latent attention."""
+    """Own everything from (B, T, C) to (B, T, C): recurrences, convolutions, latent attention.
+
+    A `Config` that is a `Mixer.Headed` too says what heads there are for positions to serve.
+    """
+
+    Headed: TypeAlias = _Headed
 
     def __init__(self, config: Any, site: Site) -> None:
         super().__init__()
@@ -111,10 +119,12 @@ class Mechanism(nn.Module, Attention, ABC):
     The shared shell (`MultiHeadAttention`) owns projections, grouped heads, norms of q and k, and the output. Its
     `Config` is the base of every mechanism's; `n_heads`, `n_kv_heads`, `head_dim` and `scale` are its resolved numbers.
     `turns`: where queries and keys are turned by their positions, `before` they come or by the mechanism `itself`, with
-    `context.rotate` (after a feature map, say).
+    `context.rotate` (after a feature map, say). `sets`: what the sets of queries, keys and values are called that it
+    takes, behind the letter; q, k and v come with the heads of one set after those of another.
     """
 
     turns: ClassVar[Literal["before", "itself"]] = "before"
+    sets: ClassVar[tuple[str, ...]] = ("",)
 
     def __init__(self, config: Any, site: Site) -> None:
         super().__init__()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .context import Context
+from .linear import at_least_fp32
 from .norm import Norm
 from .position import Position, add_positions
 from .state import Memories
@@ -27,8 +29,8 @@ class Block(nn.Module):
     sublayer adds is added to x as it is `before` the norm in front of it, or `after` it: norm(x) + f(norm(x)), as BLOOM
     may (Le Scao et al. 2022). `norms`: name of a sublayer -> its norm (`after_` of it for the second of a sandwich); a
     missing norm is no norm. `positions`: encodings of this layer alone; None for the stack's. `halvings`: how often x
-    was halved on its way here, so that what is added must be. `halves`: whether x is halved once more behind this
-    layer.
+    is halved on its way here, as what is added must be, and how often on its way to the next layer. `wide`: whether x
+    is summed, and handed on, at least in fp32.
 
     The sublayer `beside` comes last, and reads what the first one did: h + f(norm(x)), say, where h is what the others
     made of x.
@@ -43,10 +45,11 @@ class Block(nn.Module):
         residual: Residual = "before",
         positions: Sequence[Position] | None = None,
         dropout: float = 0.0,
-        halvings: int = 0,
-        halves: bool = False,
+        halvings: tuple[int, int] = (0, 0),
+        wide: bool = False,
     ) -> None:
         super().__init__()
+        self.wide = wide
         self.placement = placement
         self.names = [name for name in PARTS if name in sublayers]
         for name in self.names:
@@ -55,8 +58,8 @@ class Block(nn.Module):
             self.add_module(f"{name}_norm", norm)
         self.positions = None if positions is None else nn.ModuleList(positions)
         self.dropout = dropout
-        self.share = 0.5**halvings
-        self.halves = halves
+        self.share = 0.5 ** halvings[0]
+        self.halves = halvings[1] > halvings[0]
         self._parallel = placement in ("parallel", "parallel_norms")
         self._after = residual == "after"
         # By sublayer, the norms before it, after it, and after its residual. Read by name from what is registered: a
@@ -83,15 +86,19 @@ class Block(nn.Module):
             x = add_positions(x, self.own_positions, contexts["attention"].tokens)
         kept: dict[str, Memories] = {}
         modules: Any = self._modules
+        narrow: torch.dtype | None = None
+        if self.wide:
+            narrow, x = next(self.parameters()).dtype, at_least_fp32(x)
         # What sublayers that stand side by side read: x as it was before any of them changed it.
-        start = modules["shared_norm"](x) if "shared_norm" in modules else x
+        start = x if narrow is None else x.to(narrow)
+        start = modules["shared_norm"](start) if "shared_norm" in modules else start
         if self._after:
-            x = start
+            x = start.to(x.dtype)
         for name, (before, after, outer) in self._around:
-            source = start if self._parallel or name == "beside" else x
+            source = start if self._parallel or name == "beside" else x if narrow is None else x.to(narrow)
             y = source if before is None else modules[before](source)
             if self._after and before is not None:
-                x = y
+                x = y.to(x.dtype)
             y, memories = modules[name](y, contexts[name], None if state is None else state.get(name))
             if memories is not None:
                 kept[name] = memories

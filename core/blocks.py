@@ -39,7 +39,7 @@ def block_tokens(tokens: Tokens, chosen: Tensor, block: int) -> tuple[Tokens, To
     real = torch.ones_like(tokens.pos, dtype=torch.bool) if tokens.valid is None else tokens.valid
     listed = (chosen >= 0).unsqueeze(-1).expand(rows, -1, -1, block).flatten(2).flatten(0, 1)
     keys = tokens.map(lambda t: gathered(t, chosen, block))
-    there = Tokens(keys.pos, gathered(real, chosen, block) & listed, marks=keys.marks)
+    there = Tokens(keys.pos, gathered(real, chosen, block) & listed, keys.doc, keys.marks)
     return tokens.map(lambda t: cut(t, block).flatten(0, 1)), there
 
 

@@ -85,21 +85,23 @@ class MultiHeadAttention(Sublayer):
         assert config.head_dim is not None
         assert config.n_kv_heads is not None
         self.site = site
-        self.heads = (config.n_heads, config.head_dim)
-        self.kv_heads = (config.n_kv_heads, config.head_dim)
-        width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.sets = mechanism.sets
+        self.heads = (len(self.sets) * config.n_heads, config.head_dim)
+        self.kv_heads = (len(self.sets) * config.n_kv_heads, config.head_dim)
+        width, kv_width = self.heads[0] * config.head_dim, self.kv_heads[0] * config.head_dim
         # One product for q, k and v costs less to dispatch than three; across a memory, q stands alone.
-        self.shares = [config.n_heads, config.n_kv_heads, config.n_kv_heads]
+        self.shares = [self.heads[0], self.kv_heads[0], self.kv_heads[0]]
         if site.cross:
             self.q = Fused(site.d_model, (width,), config.biased("q"))
             self.kv = Fused(site.d_model, (kv_width, kv_width), config.biased("k", "v"))
         else:
             self.qkv = Fused(site.d_model, (width, kv_width, kv_width), config.biased("q", "k", "v"))
-        self.out = Linear(width, site.d_model, bias=all(config.biased("out")), gain=(2 * site.n_layers) ** -0.5)
+        mixed = config.n_heads * config.head_dim
+        self.out = Linear(mixed, site.d_model, bias=all(config.biased("out")), gain=(2 * site.n_layers) ** -0.5)
         head_site = site.but(d_model=config.head_dim)
         self.q_norm = config.qk_norm.build(head_site) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(head_site) if config.qk_norm else None
-        self.gate = Linear(site.d_model, width) if config.gate else None
+        self.gate = Linear(site.d_model, mixed) if config.gate else None
         self.mechanism = mechanism(config, site)
         self.turns = mechanism.turns == "before" and "rotate" in mechanism.declares.can
 
@@ -127,9 +129,9 @@ class MultiHeadAttention(Sublayer):
     def layouts(self) -> Layouts:
         """Publish q, k and v apart or fused; the mechanism's own entries are laid over these.
 
-        `separate`: q_proj, k_proj, v_proj, o_proj. Of self-attention also `fused`: [Q|K|V] in qkv, o_proj; `conv1d`:
-        the same, transposed, in c_attn, c_proj; `per_head`: query_key_value of each group of heads in turn, dense;
-        `by_head`: the separate ones as (C, H, D), the output too.
+        `separate`: q_proj, k_proj, v_proj, o_proj, with the name of a set behind the letter. Of self-attention also
+        `fused`: [Q|K|V] in qkv, o_proj; `conv1d`: the same, transposed, in c_attn, c_proj; `per_head`: query_key_value
+        of each group of heads in turn, dense; `by_head`: the separate ones as (C, H, D), the output too.
         What belongs to the mechanism alone has the name there that it has in the mechanism.
         """
         inner = set(self.mechanism.state_dict())
@@ -145,7 +147,8 @@ class MultiHeadAttention(Sublayer):
     def _published(self, kind: str) -> dict[str, dict[str, Move]]:
         """Return the layouts of the projections' weights, or of their biases: `kind` says which."""
         rows, kv_rows = self.heads[0] * self.heads[1], self.kv_heads[0] * self.kv_heads[1]
-        q, k, v, o = (Take(f"{name}_proj.{kind}") for name in "qkvo")
+        q, k, v = (self._part(name, kind, size) for name, size in zip("qkv", (rows, kv_rows, kv_rows), strict=True))
+        o = Take(f"o_proj.{kind}")
         if self.site.cross:
             return {"separate": {f"q.{kind}": q, f"kv.{kind}": Concat((k, v), (kv_rows, kv_rows)), f"out.{kind}": o}}
         apart = [
@@ -166,6 +169,11 @@ class MultiHeadAttention(Sublayer):
         }
         return {layout: {f"qkv.{kind}": qkv, f"out.{kind}": out} for layout, (qkv, out) in pairs.items()}
 
+    def _part(self, name: str, kind: str, size: int) -> Move:
+        """Return queries, keys or values as they are published, `size` rows of all sets."""
+        takes = tuple(Take(f"{name}{of}_proj.{kind}") for of in self.sets)
+        return takes[0] if len(takes) == 1 else Concat(takes, (size // len(takes),) * len(takes))
+
     def _biases(self) -> dict[str, dict[str, Move]]:
         """Return the layouts of the biases that there are; where only some projections have one, they stand apart."""
         fused = {"q": self.q, "kv": self.kv} if self.site.cross else {"qkv": self.qkv}
@@ -174,7 +182,9 @@ class MultiHeadAttention(Sublayer):
         moves: dict[str, Move] = {} if self.out.bias is None else {"out.bias": Take("o_proj.bias")}
         for parts, each in fused.items():
             there = [
-                (Take(f"{name}_proj.bias"), size) for name, (size, has) in zip(parts, each.parts, strict=True) if has
+                (self._part(name, "bias", size), size)
+                for name, (size, has) in zip(parts, each.parts, strict=True)
+                if has
             ]
             if there:
                 takes, sizes = zip(*there, strict=True)

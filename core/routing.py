@@ -51,6 +51,8 @@ class Router(Linear):
     `renormalise`: whether weights are scaled to a sum of 1, before `routing.scale`.
     """
 
+    selection_bias: Tensor
+
     def __init__(self, d_model: int, n_experts: int, n_active: int, renormalise: bool, routing: Routing) -> None:
         self.n_active = n_active
         self.renormalise = renormalise
@@ -90,8 +92,9 @@ class Router(Linear):
 
     def _within_groups(self, ranked: Tensor) -> Tensor:
         """Return scores (N, E) with those of all groups but the best at minus infinity."""
-        grouped = ranked.unflatten(-1, (self.routing.n_groups, -1))
+        grouped: Tensor = ranked.unflatten(-1, (self.routing.n_groups, -1))
         best = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
         taken = best.topk(self.routing.n_active_groups, dim=-1).indices
         shut = torch.ones_like(best).scatter(1, taken, 0.0) > 0
-        return grouped.masked_fill(shut.unsqueeze(-1), float("-inf")).flatten(-2)
+        ranked = grouped.masked_fill(shut.unsqueeze(-1), float("-inf"))
+        return ranked.flatten(-2)

@@ -226,7 +226,10 @@ class Stack(nn.Module):
         if self._beside:
             contexts["beside"] = context.at(())
         tensors: dict[str, Tensor] = {}
+        dtype = x.dtype
         for block, subs in zip(self.blocks, self._state_names, strict=True):
+            if x.dtype != dtype and not block.wide:
+                x = x.to(dtype)
             here = contexts
             if block.positions is not None:
                 own = context.at(block.own_positions)
@@ -244,7 +247,7 @@ class Stack(nn.Module):
             for sub, names in subs.items():
                 for key, name in names.items():
                     tensors[name] = after[sub][key]
-        return x, tensors
+        return x if x.dtype == dtype else x.to(dtype), tensors
 
     def _tokens(self, x: Tensor, packing: Packing | None, doc: Tensor | None, state: State | None) -> Tokens:
         valid = None if packing is None else packing.valid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -47,7 +48,7 @@ def laid_over(config: Mapping[str, Any], source: str, settings: ConfigSettings) 
     """
     patterns = (*IGNORED, *settings.ignored)
     theirs = {
-        name: value
+        name: _bounded(value)
         for name, value in config.items()
         if name in settings.readings or not any(fnmatchcase(name, pattern) for pattern in patterns)
     }
@@ -178,6 +179,13 @@ class _Reader:
 
     def _note(self, mark: Mark, message: str) -> None:
         self.problems.append(Problem(mark, message))
+
+
+def _bounded(value: Any) -> Any:
+    """Return a value with null for every limit that is infinite, as JSON has it or as transformers writes it."""
+    if value == math.inf or value == {"__float__": "Infinity"}:
+        return None
+    return [_bounded(item) for item in value] if isinstance(value, list) else value
 
 
 def _piece(path: str, value: Node) -> Node:

@@ -14,6 +14,7 @@ from .attention.gru import GruAttention
 from .attention.latent import LatentAttention
 from .attention.linear import LinearAttention
 from .attention.local import LocalAttention
+from .attention.longformer import LongformerAttention
 from .attention.lstm import LstmAttention
 from .attention.rg_lru import RgLruAttention
 from .attention.rnn import RnnAttention

@@ -131,7 +131,7 @@ class _Builder:
         embedding = self.at(f"{path}.embedding", part.build if lender is None else lender.lend, site)
         # Blocks first: an attention whose heads do not fit is refused at its own place, not at that of its positions.
         blocks = [
-            self.block(f"{path}.layers.{i}", stack.layers[i], site.but(layer=i + 1), stack.halvings)
+            self.block(f"{path}.layers.{i}", stack.layers[i], site.but(layer=i + 1), stack.halvings(i))
             for i in self.built(stack.layers)
         ]
         served = [layer.attention for layer in stack.layers if layer.position is None]
@@ -143,10 +143,10 @@ class _Builder:
         """Return which layers of a stack are built: all."""
         return range(len(layers))
 
-    def block(self, path: str, layer: LayerSpec, site: Site, halvings: Callable[[int], int]) -> Block:
+    def block(self, path: str, layer: LayerSpec, site: Site, halvings: tuple[int, int]) -> Block:
         """Build one block: its sublayers, a norm for each, and the positions of its own.
 
-        `halvings`: how often the vectors are halved before a layer, counted from 0.
+        `halvings`: how often the vectors are halved before it and before the next, as `Block` takes it.
         """
         sublayers: dict[str, Sublayer] = {}
         for name, part, where in (
@@ -168,10 +168,9 @@ class _Builder:
         if layer.position is not None:
             served, alone = [layer.attention], site.but(n_layers=1)
             positions = self.positions(f"{path}.position", layer.position, served, alone, site.d_model)
-        before, after = halvings(site.layer - 1), halvings(site.layer)
         return Block(
             sublayers, norms, placement=layer.placement, residual=layer.residual, positions=positions,
-            dropout=layer.dropout, halvings=before, halves=after > before,
+            dropout=layer.dropout, halvings=halvings, wide=layer.residual_dtype == "fp32",
         )  # fmt: skip
 
     def positions(

@@ -31,7 +31,8 @@ class LayerSpec:
     `residual`: whether what a sublayer adds is added to its input before the norm in front of it, or after. `position`:
     null for the stack's own, none for none. `dropout`: rate of dropping what a sublayer adds. `beside`: what mixes
     tokens beside the rest: it reads what the layer reads, without positions, and adds to what the layer gives.
-    `unnormed`: sublayers that go without the norm before them.
+    `unnormed`: sublayers that go without the norm before them. `residual_dtype`: in which they are summed: the model's,
+    or fp32 at least.
     """
 
     placement: Placement = "pre"
@@ -44,6 +45,7 @@ class LayerSpec:
     dropout: float = 0.0
     beside: Annotated[Part | None, "attention"] = None
     unnormed: tuple[Literal["attention", "cross_attention", "feedforward", "beside"], ...] = ()
+    residual_dtype: Literal["model", "fp32"] = "model"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -55,6 +57,12 @@ class LayerSpec:
             raise ValueError(f"unnormed: placement '{self.placement}' has no norm before each sublayer to leave out")
         if lost := [name for name in self.unnormed if getattr(self, name) is None]:
             raise ValueError(f"unnormed: there is no {lost[0]} in this layer")
+
+    @property
+    def fixes_size(self) -> bool:
+        """Whether it sets the size of what is carried from layer to layer, or adds vectors of a size of their own."""
+        added = any("add" in part.cls.hooks for part in self.position or ())
+        return added or self.placement == "post" or self.residual == "after"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +80,13 @@ class StackSpec:
     halve_every: int = 0
 
     def __post_init__(self) -> None:
-        if self.halve_every > 0 and any(layer.placement == "post" for layer in self.layers):
-            raise ValueError("halve_every: norms after the residual (placement post) undo it; leave it out")
+        if self.halve_every > 0 and any(layer.fixes_size for layer in self.layers):
+            raise ValueError("halve_every: the vectors are of a fixed size where norms stand on their way (placement "
+                             "post, residual after) or a layer adds positions; leave it out")  # fmt: skip
 
-    def halvings(self, layer: int) -> int:
-        """Return how often the vectors are halved before a layer, counted from 0."""
-        return layer // self.halve_every if self.halve_every > 0 else 0
+    def halvings(self, layer: int) -> tuple[int, int]:
+        """Return how often the vectors are halved before a layer, counted from 0, and before the next."""
+        return (layer // self.halve_every, (layer + 1) // self.halve_every) if self.halve_every > 0 else (0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

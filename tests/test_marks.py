@@ -60,13 +60,21 @@ def drawn() -> tuple[Tensor, Tensor]:
 
 BLOCKS: Mapping[str, Mapping[str, int]] = {
     "full": {}, "local": {"window": 7}, "sparse": {"block": 4, "n_window": 2, "n_random": 1},
-    "big_bird": {"block": 3, "n_random": 1, "random": "first"},
+    "big_bird": {"block": 3, "n_random": 1, "random": "first"}, "longformer": {"window": 6},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("kind", "causal"),
-    [("full", True), ("full", False), ("sparse", True), ("sparse", False), ("local", False), ("big_bird", False)],
+    [
+        ("full", True),
+        ("full", False),
+        ("sparse", True),
+        ("sparse", False),
+        ("local", False),
+        ("big_bird", False),
+        ("longformer", False),
+    ],
 )
 def test_what_a_call_leaves_out_means_zeros_and_blocks_see_what_the_definition_sees(kind: str, causal: bool) -> None:
     model, (x, kinds) = stack(kind, causal, **BLOCKS[kind]), drawn()

@@ -16,6 +16,7 @@ from ...core.blocks import block_tokens, cut, drawn, gathered, listed
 from ...core.component import Site
 from ...core.context import Context
 from ...core.heads import HeadsConfig
+from ...core.position import in_each_row
 from ...core.softmax import softmax_attention, softmax_reference
 from ...core.state import Memories
 from ...core.tokens import Tokens, visible
@@ -159,7 +160,7 @@ class BigBirdAttention(Mechanism):
         rows, columns, last = self._places(q, k, ends)
         again = (columns == 0) & ~self._whole(rows, last, ends)
         added = again.unsqueeze(1).to(qs.dtype) * math.log1p(self.config.n_random)
-        return added if bias is None else bias + added
+        return added if bias is None else in_each_row(bias, len(qs)) + in_each_row(added, len(qs))
 
     def _places(self, q: Tokens, k: Tokens, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the blocks of queries (B or 1, T, 1), of keys (B or 1, 1, S), and the last one (B or 1, T or 1, 1)."""
@@ -183,7 +184,7 @@ class BigBirdAttention(Mechanism):
         bias = self._biased(context, q_tokens, k_tokens, q, k, ends)
         if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
             mask = mask.repeat(batch, 1, 1)
-            bias = None if bias is None else bias.repeat(batch, 1, 1, 1)
+            bias = None if bias is None else in_each_row(bias, q.shape[0])
         y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias)
         return y.unflatten(0, (batch, chosen.shape[1]))
 

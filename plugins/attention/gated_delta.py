@@ -47,7 +47,7 @@ class GatedDeltaAttention(Mixer):
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"n_heads": 3},
         {"n_heads": 6, "n_key_heads": 2, "head_dim": 11, "key_dim": 5, "kernel": 3},
-        {"n_heads": 2, "n_key_heads": 1, "head_dim": 14, "kernel": 1, "activation": "gelu", "norm_before_gate": False},
+        {"n_heads": 2, "n_key_heads": 1, "head_dim": 20, "kernel": 1, "activation": "gelu", "norm_before_gate": False},
     )
 
     @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class GatedDeltaAttention(Mixer):
         draw_steps(self.step_bias, self.a_log)
 
     def layouts(self) -> Layouts:
-        """Publish `grouped`: in_proj_qkvz and in_proj_ba, each key head in turn, and conv1d, dt_bias, A_log, out_proj."""
+        """Publish `grouped`: in_proj_qkvz and in_proj_ba, each key head in turn; conv1d, dt_bias, A_log, out_proj."""
         group = self.config.n_heads // self.key_heads
         wide = (self.key_dim, self.key_dim, group * self.head_dim, group * self.head_dim)
         rows = 2 * self.keys + 2 * self.width, 2 * self.config.n_heads

@@ -28,7 +28,7 @@ class LatentAttention(Mixer):
     """
 
     declares: ClassVar[Declaration] = Declaration(
-        can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile"}),
+        can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile", "pairs"}),
         lacks={
             "cross": "the key that all its heads share tells how far apart two tokens of one sequence stand, and a "
             "memory's tokens stand in another"
@@ -156,8 +156,10 @@ class LatentAttention(Mixer):
         turned = context.rotate(torch.cat([q_turning, k_turning.unsqueeze(2)], dim=2))
         q_turned, k_turned = turned.split((self.n_heads, 1), 2)
         kept = torch.cat([latent, k_turned.squeeze(2)], dim=-1)
-        if context.tokens.valid is not None:
-            kept = kept.masked_fill(~context.tokens.valid.unsqueeze(-1), 0.0)
+        if context.asked:
+            kept = kept[:, : -context.asked]
+        if context.own.valid is not None:
+            kept = kept.masked_fill(~context.own.valid.unsqueeze(-1), 0.0)
         if state is not None:
             kept = context.append(state["latent"], kept)
             state = {"latent": kept}

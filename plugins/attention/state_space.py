@@ -55,7 +55,7 @@ class StateSpaceAttention(Mixer):
         expand: n_heads * head_dim over d_model, 2 where head_dim is left out as well. d_state: numbers that a head
         keeps for each of its entries. n_groups: of heads that share keys and queries. kernel: tokens that the
         convolution covers. activation: of what it gives. bias: on the maps in and out. conv_bias: on the convolution.
-        step_limit: the least and the largest step, None for any. norm_before_gate: whether the gate comes after the
+        step_limit: the least and the largest step, null for no limit. norm_before_gate: whether the gate comes after the
         norm. eps: of the norm.
         """
 
@@ -68,7 +68,7 @@ class StateSpaceAttention(Mixer):
         activation: Activation = "silu"
         bias: bool = False
         conv_bias: bool = True
-        step_limit: tuple[float, float] | None = None
+        step_limit: tuple[float | None, float | None] = (None, None)
         norm_before_gate: bool = False
         eps: float = 1e-5
 
@@ -79,8 +79,9 @@ class StateSpaceAttention(Mixer):
                     raise ValueError(f"{name}: must be at least 1, not {value}")
             if self.n_heads % self.n_groups:
                 raise ValueError(f"n_groups: {self.n_groups} groups do not divide {self.n_heads} heads evenly")
-            if self.step_limit is not None and not 0.0 <= self.step_limit[0] < self.step_limit[1]:
-                raise ValueError(f"step_limit: {list(self.step_limit)} is no range of steps, from 0 or more upwards")
+            low, high = self.step_limit
+            if (low is not None and low < 0.0) or (high is not None and high <= (low or 0.0)):
+                raise ValueError(f"step_limit: from {low} to {high} is no range of steps, which are above 0")
 
     config: Config
 
@@ -148,7 +149,7 @@ class StateSpaceAttention(Mixer):
         u, b, c = mixed.split((self.width, self.keys, self.keys), dim=-1)
         u, b, c = u.unflatten(-1, (-1, self.head_dim)), _grouped(b, config), _grouped(c, config)
         dt = F.softplus(at_least_fp32(steps) + at_least_fp32(self.step_bias))
-        if config.step_limit is not None:
+        if config.step_limit != (None, None):
             dt = dt.clamp(*config.step_limit)
         if valid is not None:  # padding adds nothing, and nothing fades over it
             dt = dt.masked_fill(~valid.unsqueeze(-1), 0.0)

@@ -34,8 +34,8 @@ class TokenEmbedding(Embedding):
         n_types: how many types of token there are besides, each with a vector that is added (Devlin et al. 2019); 0 for
         none. norm: of the vectors once their positions are added. dropout: the rate of dropping entries after it.
         width: of the table, where it is narrower than the model (Clark et al. 2020). widen: whether the vectors are
-        mapped to the model's width `first`, `before_norm`, once positions are added, or `last`. bias: on that map. blank:
-        whether there is a vector for the places of tokens that are only asked for (Yang et al. 2019).
+        mapped to the model's width `first`, `before_norm`, once positions are added, or `last`. bias: on that map.
+        blank: whether there is a vector for the places of tokens that are only asked for (Yang et al. 2019).
         """
 
         vocab_size: int

@@ -49,8 +49,9 @@ class DisentangledPosition(Position):
         def __post_init__(self) -> None:
             if self.buckets is not None and self.buckets < 4:
                 raise ValueError(f"buckets: {self.buckets} can't be split in near and far; at least 4")
-            if self.max_distance is not None and self.max_distance < 1:
-                raise ValueError(f"max_distance: {self.max_distance} is not a distance; at least 1")
+            least = 1 if self.buckets is None else self.buckets // 2 + 2
+            if self.max_distance is not None and self.max_distance < least:
+                raise ValueError(f"max_distance: {self.max_distance} leaves no far distances; at least {least}")
             if not self.terms or len(set(self.terms)) < len(self.terms):
                 raise ValueError(f"terms: {list(self.terms)} should be c2p, p2c, or both")
 
@@ -59,8 +60,6 @@ class DisentangledPosition(Position):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         self.most_far = config.max_distance or site.max_seq_len
-        if config.buckets is not None and self.most_far < config.buckets // 2 + 2:
-            raise ValueError(f"max_distance: {self.most_far} leaves nothing to share to {config.buckets} buckets")
         self.span = config.buckets or self.most_far
         self.weight = nn.Parameter(torch.empty(2 * self.span, site.d_model))
         self.norm = None if config.norm is None else config.norm.build(site)
@@ -84,12 +83,11 @@ class DisentangledPosition(Position):
     def _places(self) -> Tensor:
         """Return how far from the middle of the table each distance's vector stands, int64 (max_seq_len,)."""
         distance = torch.arange(self.site.max_seq_len, device="cpu")
-        if self.config.buckets is None:
+        near = (self.config.buckets or 0) // 2
+        if self.config.buckets is None or self.most_far < near + 2:  # no two of them share a vector
             return distance
-        near = self.config.buckets // 2
-        ratio = torch.log(distance.clamp(min=near) / near) / torch.log(
-            torch.tensor((self.most_far - 1) / near, device="cpu")
-        )
+        steps = torch.log(distance.clamp(min=near) / near)
+        ratio = steps / torch.log(torch.tensor((self.most_far - 1) / near, device="cpu"))
         return torch.where(distance <= near, distance, (torch.ceil(ratio * (near - 1)) + near).long())
 
     def score_with(self, served: Served, q_tokens: Tokens, k_tokens: Tokens, q: Tensor, k: Tensor) -> Tensor:

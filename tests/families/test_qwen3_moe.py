@@ -11,7 +11,14 @@ import torch
 from decoders import SIZES
 from peers import TOLERANCE, apart, changed, parity, sharpened
 from published import spec_of
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3MoeModel
+from transformers import (
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    Qwen3MoeForQuestionAnswering,
+    Qwen3MoeForSequenceClassification,
+    Qwen3MoeForTokenClassification,
+    Qwen3MoeModel,
+)
 
 import transom
 from transom.errors import SpecError
@@ -63,13 +70,23 @@ def test_as_it_is_published(tmp_path: Path) -> None:
     assert changed(tmp_path, ids, "model.position.scaling=null") > 1e-4
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [Qwen3MoeModel, Qwen3MoeForSequenceClassification, Qwen3MoeForTokenClassification, Qwen3MoeForQuestionAnswering],
+)
 @torch.no_grad()
-def test_without_a_head(tmp_path: Path) -> None:
-    theirs = sharpened(Qwen3MoeModel(Qwen3MoeConfig(**OPTIONS)))
+def test_other_heads(kind: Any, tmp_path: Path) -> None:
+    theirs = sharpened(kind(Qwen3MoeConfig(**OPTIONS, num_labels=5)))
     theirs.save_pretrained(tmp_path)
     _, ours = import_checkpoint(tmp_path)
-    ids = torch.randint(83, (3, 23))
-    assert apart(ours(input_ids=ids).hidden, theirs(input_ids=ids).last_hidden_state) < TOLERANCE
+    ids = torch.randint(3, 83, (3, 23), generator=torch.Generator().manual_seed(4))
+    found, wanted = ours(input_ids=ids), theirs(input_ids=ids)
+    if kind is Qwen3MoeModel:
+        assert apart(found.hidden, wanted.last_hidden_state) < TOLERANCE
+    elif kind is Qwen3MoeForQuestionAnswering:
+        assert apart(found.logits, torch.stack([wanted.start_logits, wanted.end_logits], -1)) < TOLERANCE
+    else:
+        assert apart(found.logits, wanted.logits) < TOLERANCE
 
 
 def test_a_graph_of_it_agrees(tmp_path: Path) -> None:

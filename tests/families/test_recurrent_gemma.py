@@ -17,20 +17,20 @@ import transom
 
 def small(**more: Any) -> Any:
     """Return a model of 5 layers, two recurrent to one with a window."""
-    options = dict(
-        vocab_size=83, hidden_size=60, intermediate_size=51, num_hidden_layers=5, num_attention_heads=6,
-        num_key_value_heads=2, lru_width=42, conv1d_width=3, attention_window_size=7, rms_norm_eps=0.1,
-        logits_soft_cap=5.0, attention_bias=True, hidden_activation="silu", tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.6},
-        block_types=["recurrent", "attention"], use_cache=False,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "vocab_size": 83, "hidden_size": 60, "intermediate_size": 51, "num_hidden_layers": 5, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "lru_width": 42, "conv1d_width": 3, "attention_window_size": 7, "rms_norm_eps": 0.1,
+        "logits_soft_cap": 5.0, "attention_bias": True, "hidden_activation": "silu", "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.6},
+        "block_types": ["recurrent", "attention"], "use_cache": False,
+    }  # fmt: skip
     return sharpened(RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**options | more)))
 
 
 DEFAULTS = {
     "rope_parameters": None, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh", "lru_width": None,
     "tie_word_embeddings": True, "conv1d_width": 4, "block_types": ["recurrent", "recurrent", "attention"],
-    "num_key_value_heads": None, "hidden_size": 84,
+    "num_key_value_heads": None, "num_attention_heads": 5, "logits_soft_cap": 30.0,
 }  # fmt: skip
 
 
@@ -57,10 +57,11 @@ def test_recurrent_gemma(tmp_path: Path, more: dict[str, Any]) -> None:
     assert _gradients(theirs, ours, ids) < 1e-4
     shared = ("model.embedding.scale=1.0", "model.embedding.scale=sqrt_d_model", "model.position.fraction=1.0",
               "model.norm.eps=1e-5", "model.layer.norm.unit_offset=false",
-              "model.layers.0.pattern.0.attention.activation=relu", "model.layer.feedforward.activation=gelu")  # fmt: skip
-    local = 1 if not more else 2
-    found = broken_by(tmp_path, {"input_ids": 83}, *shared, f"model.layers.0.pattern.{local}.attention.window=8",
-                      "model.position.theta=500.0")  # fmt: skip
+              "model.layers.0.pattern.0.attention.activation=relu",
+              "model.layer.feedforward.activation=gelu")  # fmt: skip
+    found = broken_by(
+        tmp_path, {"input_ids": 83}, *shared, "model.layer.attention.window=8", "model.position.theta=500.0"
+    )
     assert min(found.values()) > 1e-4, found
     assert changed(tmp_path, ids, "model.head.soft_cap=null") > 1e-4
 

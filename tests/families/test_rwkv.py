@@ -17,10 +17,10 @@ import transom
 
 def small(**more: Any) -> Any:
     """Return a model of 5 layers, halved after the second and the fourth."""
-    options = dict(
-        vocab_size=83, context_length=41, hidden_size=37, attention_hidden_size=37, intermediate_size=50,
-        num_hidden_layers=5, layer_norm_epsilon=0.1, rescale_every=2,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "vocab_size": 83, "context_length": 41, "hidden_size": 37, "attention_hidden_size": 37, "intermediate_size": 50,
+        "num_hidden_layers": 5, "layer_norm_epsilon": 0.1, "rescale_every": 2,
+    }  # fmt: skip
     return sharpened(RwkvForCausalLM(RwkvConfig(**options | more)))
 
 

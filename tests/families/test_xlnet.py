@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,12 @@ from transformers import (
 )
 from two_sided import broken_by, drawn, encoder_parity, masks, sharpened, spreads, there_and_back
 
-INPUTS = {"input_ids": 83, "token_type_ids": 5}
+import transom
+from transom.errors import SpecError
+from transom.interop import family_spec, import_checkpoint
+from transom.registry.spec import load_spec, parse_spec
+
+INPUTS = {"input_ids": 83, "token_type_ids": 7}
 
 
 def config(**more: Any) -> Any:
@@ -60,7 +66,7 @@ def test_xlnet(tmp_path: Path, model: Any, names: dict[str, str], clamp: int) ->
 def test_segments_see_what_is_kept_of_earlier_ones(tmp_path: Path, limits: dict[str, int], clamp: int) -> None:
     theirs = sharpened(XLNetLMHeadModel(config(clamp_len=clamp, **limits)), 3.0)
     ours = there_and_back(theirs, tmp_path)
-    ids, kinds = drawn(83, 27, 1), drawn(5, 27, 2)
+    ids, kinds = drawn(83, 27, 1), drawn(7, 27, 2) - 4
     state, mems, errors = ours.empty_state(3), None, []
     for part, of in zip(ids.split([9, 7, 6, 5], dim=1), kinds.split([9, 7, 6, 5], dim=1), strict=True):
         found = ours(input_ids=part, token_type_ids=of, state=state)
@@ -76,7 +82,7 @@ def test_segments_see_what_is_kept_of_earlier_ones(tmp_path: Path, limits: dict[
 def test_two_streams(tmp_path: Path, given: int) -> None:
     theirs = sharpened(XLNetLMHeadModel(config()), 3.0)
     ours = there_and_back(theirs, tmp_path)
-    ids, kinds = drawn(83, 23, 1), drawn(5, 23, 2)
+    ids, kinds = drawn(83, 23, 1), drawn(7, 23, 2) - 4
     order, _, asked = ordered(23, given)
     inputs = {"input_ids": ids, "token_type_ids": kinds}
     assert spreads(theirs, **inputs) > 2
@@ -173,3 +179,134 @@ def test_every_option_counts(tmp_path: Path) -> None:
         "model.layer.attention.scale=0.3",
     )  # fmt: skip
     assert min(found.values()) > 1e-4, found
+
+
+@torch.no_grad()
+def test_segments_of_a_text_count(tmp_path: Path) -> None:
+    ours = there_and_back(sharpened(XLNetLMHeadModel(config())), tmp_path)
+    ids, kinds = drawn(83, 17, 1), drawn(7, 17, 2) - 4
+    plain = ours(input_ids=ids).hidden
+    assert torch.equal(plain, ours(input_ids=ids, token_type_ids=torch.zeros_like(ids)).hidden)
+    assert apart(ours(input_ids=ids, token_type_ids=kinds).hidden, plain) > 1e-2
+
+
+ONE_WAY = """
+extends: xlnet
+model:
+  topology: decoder
+  d_model: 30
+  max_seq_len: 64
+  embedding: {vocab_size: 83}
+  layer:
+    norm: {eps: 1.0e-2}
+    attention: {n_heads: 5}
+    position: {clamp: 7}
+    feedforward: {d_ff: 46, activation: gelu_tanh}
+  layers: [{repeat: 2}]
+objective: causal_lm
+hf:
+  modules:
+    encoder.embedding: null
+    encoder.layers.{layer}.attention: null
+    encoder.layers.{layer}.positions.0: null
+    encoder.layers.{layer}.attention_norm: null
+    encoder.layers.{layer}.feedforward: null
+    encoder.layers.{layer}.feedforward_norm: null
+    decoder.embedding: {at: transformer, layout: spread, names: {weight: word_embedding.weight, blank: mask_emb}}
+    decoder.layers.{layer}.attention:
+      {at: "transformer.layer.{layer}.rel_attn", layout: by_head,
+       names: {q_proj.weight: q, k_proj.weight: k, v_proj.weight: v, o_proj.weight: o}}
+    decoder.layers.{layer}.positions.0:
+      {at: "transformer.layer.{layer}.rel_attn", layout: by_head,
+       names: {content: r_w_bias, distance: r_r_bias, segment: r_s_bias, kinds: seg_embed}}
+    decoder.layers.{layer}.attention_norm: transformer.layer.{layer}.rel_attn.layer_norm
+    decoder.layers.{layer}.feedforward: {at: "transformer.layer.{layer}.ff", names: {fc1: layer_1, fc2: layer_2}}
+    decoder.layers.{layer}.feedforward_norm: transformer.layer.{layer}.ff.layer_norm
+"""
+
+
+@torch.no_grad()
+def test_one_way_it_is_a_decoder(tmp_path: Path) -> None:
+    theirs = sharpened(XLNetLMHeadModel(config(attn_type="uni")), 3.0)
+    theirs.save_pretrained(tmp_path / "hf")
+    _, ours = import_checkpoint(tmp_path / "hf", parse_spec(ONE_WAY))
+    ids = drawn(83, 25, 1)
+    whole = theirs(input_ids=ids, output_hidden_states=True)
+    found = ours(input_ids=ids)
+    errors = [apart(found.hidden, whole.hidden_states[-1]), apart(found.logits, whole.logits)]
+    state, logits, mems = ours.empty_state(3), [], None
+    for piece in ids.split([9, *[1] * 16], dim=1):
+        out, wanted = ours(input_ids=piece, state=state), theirs(input_ids=piece, mems=mems)
+        state, mems, logits = out.state, wanted.mems, [*logits, out.logits]
+        errors.append(apart(out.logits, wanted.logits))
+    checked(theirs, [*errors, apart(torch.cat(logits, dim=1), whole.logits)])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("attn_type", "uni"), ("same_length", True), ("bi_data", True), ("untie_r", False), ("summary_use_proj", False),
+     ("ff_activation", "mish"), ("summary_type", "attn"), ("rel_attn_window", 3)],
+)  # fmt: skip
+def test_what_it_can_t_be_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+    XLNetLMHeadModel(config()).save_pretrained(tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(SpecError, match=f"config.json: {field}: "):
+        family_spec(tmp_path / "hf")
+
+
+def test_older_names_are_read(tmp_path: Path) -> None:
+    XLNetLMHeadModel(config(mem_len=9, reuse_len=5)).save_pretrained(tmp_path / "hf")
+    spec = family_spec(tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    older = {"n_token": "vocab_size", "hidden_size": "d_model", "num_hidden_layers": "n_layer",
+             "num_attention_heads": "n_head"}  # fmt: skip
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({old: said.pop(new) for old, new in older.items()} | said))
+    assert family_spec(tmp_path / "hf").model == spec.model
+    assert spec.model.topology.config.memory == 9
+    assert spec.model.topology.config.reuse == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["model.layer.attention.kind=local", "model.layer.attention.window=16"], "objective 'permuted_lm'.*blocks"),
+        (["objective=masked_lm", "model.layer.attention.kind=local", "model.layer.attention.window=16"],
+         "memory: the attention of layer 0 is bound to columns: its blocks"),
+        (["model.layer.attention.kind=linear"], "added to|adds to scores"),
+        (["model.topology.memory=64", "model.position=learned"], "places for"),
+        (["model.topology.memory=512"], "do not fit into max_seq_len"),
+        (["model.embedding.blank=false"], "blank: true"),
+        (["model.topology.kind=decoder"], "an order of their own"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_its_reason(overrides: list[str], reason: str) -> None:
+    with pytest.raises(SpecError, match=reason):
+        transom.compose(load_spec("xlnet", overrides), device="meta")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.topology.memory=0", "objective=masked_lm", "model.layer.attention.kind=local",
+         "model.layer.attention.window=16"],
+        ["model.layer.norm=rms", "model.layer.placement=pre", "model.norm=rms"],
+        ["model.layer.position=none", "model.position=rope", "model.topology.memory=100"],
+        ["model.layer.position.kind=t5_bias"],
+        ["model.layer.position.kind=alibi", "model.layer.attention.n_kv_heads=4"],
+        ["model.topology.memory=384", "model.topology.reuse=256", "model.layer.attention.n_kv_heads=3"],
+    ],
+)  # fmt: skip
+def test_parts_are_swapped(overrides: list[str]) -> None:
+    assert transom.compose(load_spec("xlnet", overrides), device="meta")
+
+
+@pytest.mark.parametrize("limits", [{"mem_len": None}, {"mem_len": 11, "reuse_len": 9}])
+def test_a_graph_of_it_agrees(tmp_path: Path, limits: dict[str, Any]) -> None:
+    sharpened(XLNetLMHeadModel(config(**limits)), 3.0).save_pretrained(tmp_path / "hf")
+    _, ours = import_checkpoint(tmp_path / "hf", family_spec(tmp_path / "hf", ["model.max_seq_len=130"]))
+    report = transom.export(ours, tmp_path / "out")
+    assert not report.failed
+    assert any(row.case.startswith("steps") for row in report.rows)
+    assert max(row.error for row in report.rows) < TOLERANCE, str(report)

@@ -17,7 +17,7 @@ LENGTHS = (23, 17, 9)
 
 
 EMBEDDINGS = re.compile(r"emb|shared|transformer\.w\.")
-SCORING = re.compile(r"query|key|[qk]_proj|\.[qk]\.|\.W[qk]\.")
+SCORING = re.compile(r"query|key|Wqkv|[qk]_proj|\.[qk]\.|\.W[qk]\.")
 
 
 @torch.no_grad()
