@@ -91,7 +91,7 @@ def softmax_in(context: Context, q: Tensor, k: Tensor, v: Tensor, *, scale: floa
 
     q (B, T, H, D) of the new tokens; k, v (B, S, K, D) of past and new ones. Returns (B, T, H, D).
     """
-    plain = context.tokens.plain and (context.past is None or context.past.plain)
+    plain = context.tokens.plain and context.slots is None and (context.past is None or context.past.plain)
     bias = context.score(context.tokens, None, q, k)
     if plain and context.past is None:
         return softmax_attention(q, k, v, scale=scale, causal=context.causal, bias=bias, cap=cap)

@@ -82,8 +82,34 @@ class Stack(nn.Module):
         """Declare the raw inputs: all that is read, and the mask of the columns where they are text."""
         inputs = self.feeds()
         if self.embedding.maskable:
-            inputs["attention_mask"] = Input(("batch", "sequence"), "int64", high=2)
+            inputs[MASK] = Input(("batch", "sequence"), "int64", high=2)
         return inputs
+
+    # -- as a graph takes it ------------------------------------------------------------------------------------------
+
+    def step_inputs(self) -> dict[str, Input]:
+        """Declare the raw inputs of a step with a state in slots: a mask covers all columns since the first step."""
+        return {
+            name: replace(put, dims=("batch", "total")) if name == MASK else put for name, put in self.inputs().items()
+        }
+
+    def step_declared(self) -> Declared:
+        """Declare the state of such a step; how many tokens came before follows from the mask, where there is one."""
+        return {n: rule for n, rule in self.declared(slots=True).items() if n != SEEN or not self.embedding.maskable}
+
+    def resume(self, inputs: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
+        """Return the inputs and the state of a step, as `forward` takes them, for those that a graph is given."""
+        given, kept = dict(inputs), dict(tensors)
+        appends = ((name, rule.dims.index(PAST)) for name, rule in self._declared.items() if rule.grows == "append")
+        room = next((kept[name].shape[dim] for name, dim in appends if name in kept), None)
+        if self.embedding.maskable:
+            length = next(given[name].shape[1] for name, put in self.feeds().items() if "sequence" in put.dims)
+            mask = given[MASK]
+            # By index: a slice from a length on would fix the length.
+            new = torch.arange(length, device=mask.device) + (mask.shape[1] - length)
+            given[MASK] = mask.index_select(1, new)
+            kept[SEEN] = mask.sum(1) - given[MASK].sum(1)
+        return given, State(kept, padded=True, room=room)
 
     def bound_to_columns(self) -> str | None:
         """Return why some layer can't let any tokens see any others; None where all can."""
@@ -107,7 +133,7 @@ class Stack(nn.Module):
             for sub, names in subs.items()
             for key, rule in getattr(block, sub).declared().items()
         }
-        own = {"seen": Remembered(("batch",), "fixed", "int64")}
+        own = {SEEN: Remembered(("batch",), "fixed", "int64")}
         if any(rule.grows == "append" for rule in layers.values()):
             # Position of each past column, -1 at padding: who is visible follows from it.
             own[POS] = Remembered(("batch", PAST), "append", "int64", fill=-1)
@@ -374,8 +400,9 @@ class Stack(nn.Module):
                 )
 
 
-POS = "pos"
-"""What a state without slots calls the positions of past tokens."""
+POS, SEEN = "pos", "seen"
+"""What a state calls the positions of past tokens, where it has no slots, and how many there were."""
+MASK = "attention_mask"
 
 
 def mark_name(name: str) -> str:

@@ -54,6 +54,9 @@ class Graph:
 
     `inputs` and `outputs` by name with their dimensions; `takes` and `gives`: the state before and after, by the
     declared names. `run(inputs, state) -> (outputs, next state)` computes it.
+
+    `slots`: whether what grows has room for tokens to come, and keeps its length; else each step makes it longer.
+    A mask whose second dimension is `total` covers all columns since the first step, of which the last are new.
     """
 
     inputs: Mapping[str, Input]
@@ -61,6 +64,7 @@ class Graph:
     takes: Declared
     gives: Declared
     run: Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
+    slots: bool = False
 
 
 # Under other names: the class below takes these for its own attributes.

@@ -13,7 +13,6 @@ from typing import Any
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from ..core.stack import Stack
-from ..core.state import Remembered
 from ..core.topology import Topology
 from ..errors import ExportError
 from ..registry.settings import ExportSettings
@@ -58,10 +57,7 @@ def export(
 
 def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
     model, declared = source.model, source.model.graphs()
-    remembered: dict[str, Remembered] = {}
-    for graph in declared.values():
-        remembered |= {**graph.takes, **graph.gives}
-    state = state_facts(remembered)
+    state = {name: facts for graph in declared.values() for name, facts in state_facts(graph).items()}
     with lowered(model, settings.target) as layers:
         graphs = {name: write_graph(model, name, graph, folder, settings.opset) for name, graph in declared.items()}
     stacks = [stack for stack in model.modules() if isinstance(stack, Stack)]

@@ -22,10 +22,10 @@ from .manifest import Dims, GraphFacts, StateFacts, TensorFacts
 
 IR_VERSION = 10  # torch and onnx write newer ones than runtimes read
 EXTERNAL = 100_000_000  # bytes of weights above which they stand in a file of their own, NAME.onnx.data
-TOTAL = "total"  # the length of a past after a step
+TOTAL = "total"  # all columns since the first step; the length of a past after a step that makes it longer
 # Lengths of the example: distinct primes, so that none equals another, and so long that no number of chunks is 0 or
 # 1, which torch would take for a constant.
-SIZES = {BATCH: 3, "sequence": 263, PAST: 131, MEMORY: 197}
+SIZES = {BATCH: 3, "sequence": 263, PAST: 131, MEMORY: 197, TOTAL: 311}
 DTYPES = {"int64": "int64", "float": "float32"}
 op: Any = opset18  # of typed tensors; the translator passes its own
 
@@ -36,7 +36,7 @@ def write_graph(model: Topology, name: str, graph: Graph, folder: Path, opset: i
     Raises:
         ExportError: torch can't translate the model, or a dimension that is declared to vary came out fixed.
     """
-    states = state_facts({**graph.takes, **graph.gives})
+    states = state_facts(graph)
     inputs = {n: TensorFacts(put.dims, DTYPES[put.dtype], put.high) for n, put in graph.inputs.items()}
     takes = {states[n].input: TensorFacts(states[n].dims, states[n].dtype) for n in graph.takes}
     outputs = {**graph.outputs, **{states[n].output: _grown(states[n]) for n in graph.gives}}
@@ -51,15 +51,16 @@ def write_graph(model: Topology, name: str, graph: Graph, folder: Path, opset: i
     return GraphFacts(f"{name}.onnx", inputs, gives, tuple(graph.takes), tuple(graph.gives))
 
 
-def state_facts(declared: Mapping[str, Remembered]) -> dict[str, StateFacts]:
-    """Return how a declared state appears in graphs: `past.NAME` goes in, `present.NAME` comes out."""
+def state_facts(graph: Graph) -> dict[str, StateFacts]:
+    """Return how the state of a graph appears in it: `past.NAME` goes in, `present.NAME` comes out."""
+    declared: dict[str, Remembered] = {**graph.takes, **graph.gives}
     return {
         name: StateFacts(
             input=f"past.{name}",
             output=f"present.{name}",
             dims=rule.dims,
             dtype=str(rule.torch_dtype(torch.float32)).removeprefix("torch."),
-            grows=rule.grows,
+            grows="slots" if rule.grows == "append" and graph.slots else rule.grows,
             fill=rule.fill,
         )
         for name, rule in declared.items()

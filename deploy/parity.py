@@ -88,18 +88,38 @@ def compare(
         sessions = {name: Session(folder, facts, state, provider) for name, facts in graphs.items()}
         for case, batch, calls in _cases(graphs, state, max_seq_len):
             tally = _Tally()
-            in_runtime = empty_state(state, batch)
+            room = sum(_columns(inputs) for name, inputs in calls if graphs[name].takes)
+            in_runtime, masks = empty_state(state, batch, room), dict[str, NDArray[Any]]()
             # Copies: a value made from an array is a view of it, and frees it.
             in_torch = {name: torch.from_numpy(value.numpy().copy()) for name, value in in_runtime.items()}
-            for name, inputs in calls:
+            for name, new in calls:
+                inputs = new | {
+                    n: _lengthened(masks, n, mask) for n, mask in new.items() if _covers_all(graphs[name], n)
+                }
                 wanted, kept = _in_torch(functions[name], inputs, in_torch)
                 in_torch |= kept
                 found, values = sessions[name].run(inputs, {n: in_runtime[n] for n in graphs[name].takes})
                 in_runtime |= values
-                tally.add(wanted, found, inputs)
+                tally.add(wanted, found, new)
                 tally.add({n: t.numpy() for n, t in kept.items()}, {n: v.numpy() for n, v in values.items()}, {})
             rows.append(Row(case, provider, "fp32", ALLOWED["fp32"], tally.errors, tally.agreement))
     return Report(tuple(rows))
+
+
+def _columns(inputs: Arrays) -> int:
+    """Return how many tokens a call brings."""
+    return max(array.shape[1] for array in inputs.values())
+
+
+def _covers_all(facts: GraphFacts, name: str) -> bool:
+    """Say whether an input is a mask of all columns since the first step."""
+    return "total" in facts.inputs[name].dims
+
+
+def _lengthened(masks: Arrays, name: str, new: NDArray[Any]) -> NDArray[Any]:
+    """Return a mask of all columns, those of earlier calls first, and keep it."""
+    masks[name] = np.concatenate([masks[name], new], axis=1) if name in masks else new
+    return masks[name]
 
 
 def _in_torch(graph: Graph, inputs: Arrays, state: dict[str, torch.Tensor]) -> tuple[Arrays, dict[str, torch.Tensor]]:

@@ -42,7 +42,7 @@ class NewAttention(Mechanism):
         """
         if context.weights is not None:  # someone asks for the weights, which the kernel never forms
             return self.reference(q, k, v, context, state)
-        k, v, state = _extended(k, v, state)
+        k, v, state = _extended(k, v, context, state)
         bias = context.score(context.tokens, None, q, k)
         bias = None if bias is None else F.pad(bias, (1, 0, 1, 0))
         # Without padding, documents and a past, who sees whom is a triangle or everything, and needs no mask.
@@ -56,7 +56,7 @@ class NewAttention(Mechanism):
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Compute the same from the definition, in fp32 at least; shapes as in `forward`."""
-        k, v, state = _extended(k, v, state)
+        k, v, state = _extended(k, v, context, state)
         bias = context.score(context.tokens, None, q, k)
         narrow, wide = v.dtype, torch.promote_types(q.dtype, torch.float32)
         q, k, v = q.to(wide), *(x.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2).to(wide) for x in (k, v))
@@ -69,9 +69,11 @@ class NewAttention(Mechanism):
         return torch.einsum("bhts,bshd->bthd", weights, v).to(narrow), state
 
 
-def _extended(k: Tensor, v: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+def _extended(
+    k: Tensor, v: Tensor, context: Context, state: dict[str, Tensor] | None
+) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
     """Put what is remembered before k and v (B, T, K, D), and remember it all."""
     if state is None:
         return k, v, None
-    k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+    k, v = context.append(state["k"], k), context.append(state["v"], v)
     return k, v, {"k": k, "v": v}

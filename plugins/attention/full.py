@@ -90,9 +90,7 @@ class FullAttention(Mechanism):
         return "torch SDPA, causal" if self.site.causal else "torch SDPA"
 
 
-def _extended(
-    k: Tensor, v: Tensor, context: Context, state: Memories | None
-) -> tuple[Tensor, Tensor, Memories | None]:
+def _extended(k: Tensor, v: Tensor, context: Context, state: Memories | None) -> tuple[Tensor, Tensor, Memories | None]:
     """Put what is remembered before k and v, and remember it all, head by head, as kernels take it."""
     if state is None:
         return k, v, None

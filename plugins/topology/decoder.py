@@ -61,9 +61,11 @@ class DecoderTopology(Topology):
         """Declare one graph, a step of any number of tokens."""
 
         def run(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-            out = self(**inputs, state=State(state, padded=True))
+            given, before = self.decoder.resume(inputs, state)
+            out = self(**given, state=before)
             assert out.state is not None
-            return self.logits_by_name(out.logits), out.state.tensors
+            return self.logits_by_name(out.logits), {name: out.state.tensors[name] for name in declared}
 
-        state = self.declared()
-        return {"model": Graph(self.decoder.inputs(), self.logits_dims("sequence"), state, state, run)}
+        declared = self.decoder.step_declared()
+        inputs = self.decoder.step_inputs()
+        return {"model": Graph(inputs, self.logits_dims("sequence"), declared, declared, run, slots=True)}

@@ -89,23 +89,26 @@ class EncoderDecoderTopology(Topology):
 
     def graphs(self) -> Mapping[str, Graph]:
         """Declare two graphs: the source to what cross attention keeps of it, and a step of the decoder."""
-        static = {name: rule for name, rule in self.declared().items() if rule.grows == "static"}
-        moving = {name: rule for name, rule in self.declared().items() if rule.grows != "static"}
+        declared, prefix = self.decoder.step_declared(), self.stacks["decoder"].prefix
+        static = {name: rule for name, rule in declared.items() if rule.grows == "static"}
+        moving = {name: rule for name, rule in declared.items() if rule.grows != "static"}
 
         def encode(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
             primed = self.start(**inputs).tensors
             return {}, {name: primed[name] for name in static}
 
         def decode(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-            out = self(**inputs, state=State(state, padded=True))
+            own = {name.removeprefix(prefix): tensor for name, tensor in inputs.items()}
+            given, before = self.decoder.resume(own, state)
+            out = self(**{f"{prefix}{name}": tensor for name, tensor in given.items()}, state=before)
             assert out.state is not None
             return self.logits_by_name(out.logits), {name: out.state.tensors[name] for name in moving}
 
         source = {name: _renamed(put, "sequence", "memory") for name, put in self.encoder.inputs().items()}
-        target = {f"decoder_{name}": put for name, put in self.decoder.inputs().items()}
+        target = {f"{prefix}{name}": put for name, put in self.decoder.step_inputs().items()}
         return {
             "encoder": Graph(source, {}, {}, static, encode),
-            "decoder": Graph(target, self.logits_dims("sequence"), dict(self.declared()), moving, decode),
+            "decoder": Graph(target, self.logits_dims("sequence"), declared, moving, decode, slots=True),
         }
 
 
