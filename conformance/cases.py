@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from ..core.attention import Headed
-from ..core.component import Part, Site
+from ..core.component import KINDS, Part, Site
 from ..core.heads import HeadsConfig
 from ..core.scaling import Scaling
 from ..errors import PluginError
@@ -40,6 +40,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "n_kv_heads": (2,),
     "bias": (("q", "v", "out"),),
     "head_dim": (10,),
+    "gate": ("joint", True),
     "scale": (0.3,),
     "window": (8, 1),
     "block": (3,),
@@ -76,6 +77,13 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 SITED = ("attention", "position", "norm", "feedforward", "embedding")
 
 Options = tuple[tuple[str, Any], ...]
+
+
+class _Parts(dict[str, Part]):
+    """Hold parts by name, as a choice of options that can be told from others."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,7 @@ def _cases(cls: type[Any], every: bool) -> tuple[Case, ...]:
 def _declared(cls: type[Any]) -> list[Case]:
     options = {f.name: f for f in dataclasses.fields(cls.Config)}
     trials: tuple[Mapping[str, Any], ...] = getattr(cls, "trials", ())
-    given = [dict(trial) for trial in trials] or [{name: SMALL[name] for name in options if name in SMALL}]
+    given = [dict(trial) for trial in trials] or [{name: known for name in options if (known := _small(cls, name))}]
     missing = [name for name, field in options.items() if _required(field) and name not in given[0]]
     if missing:
         raise PluginError(
@@ -161,6 +169,23 @@ def _declared(cls: type[Any]) -> list[Case]:
                 f"{MAX_SEQ_LEN}): {refused}; declare other options to prove it with in `trials` on the class"
             ) from None
     return cases
+
+
+def _small(cls: type[Any], name: str) -> Any:
+    """Return a small value of an option: that which its name is known by, or one part where it is a map of parts."""
+    from .companions import companions
+
+    if name in SMALL or not _required(cls.Config.__dataclass_fields__[name]):
+        return SMALL.get(name)
+    kinds = [
+        getattr(each, "__metadata__", ("",))[0]
+        for each in get_args(get_type_hints(cls.Config, include_extras=True)[name])
+    ]
+    if not kinds or kinds[-1] not in KINDS:
+        return None
+    plain = (each for each in companions(kinds[-1]) if not any(map(_required, dataclasses.fields(each.Config))))
+    part = next(each for each in plain if each is not cls)
+    return _Parts(head=Part(part, part.Config()))
 
 
 def _guessed(cls: type[Any], base: dict[str, Any], every: bool) -> Iterator[Case]:
@@ -190,13 +215,18 @@ def _together(cls: type[Any], base: dict[str, Any], others: Mapping[str, tuple[A
         left, label = [name for name in left if name not in taken], "rest"
     shell = [name for name in others if name in HeadsConfig.__dataclass_fields__ and name != "query_scalar"]
     if shell and len(shell) < len(others):
-        yield _changed(cls, base, others, shell, "heads")
+        yield _changed(cls, base, others, shell, "heads", which=-1)
 
 
 def _changed(
-    cls: type[Any], base: dict[str, Any], others: Mapping[str, tuple[Any, ...]], names: list[str], label: str
+    cls: type[Any],
+    base: dict[str, Any],
+    others: Mapping[str, tuple[Any, ...]],
+    names: list[str],
+    label: str,
+    which: int = 0,
 ) -> Case:
-    return Case(cls, tuple((base | {name: others[name][0] for name in names}).items()), label)
+    return Case(cls, tuple((base | {name: others[name][which] for name in names}).items()), label)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
@@ -215,8 +245,8 @@ def _others(cls: type[Any], name: str, base: Mapping[str, Any]) -> tuple[Any, ..
     if hint is bool:
         return (not default,)
     marks = getattr(hint, "__metadata__", ())
-    if marks and marks[0] != "attention":  # a part: a norm of q and k
-        return (bases(marks[0])[-1].part,)
+    if marks and marks[0] != "attention":  # a part that changes each token on its own: a norm of q and k
+        return ([case for case in bases(marks[0]) if not getattr(case.cls, "mixes_tokens", False)][-1].part,)
     return OTHERS.get(name, ())
 
 

@@ -46,7 +46,19 @@ def serving(case: Case) -> list[Case]:
 
 def composes(attention: Case, position: Case) -> bool:
     """Say whether an attention takes a position's every hook, or does not mind it."""
-    return not (position.cls.hooks & set(attention.cls.declares.lacks))
+    if position.cls.hooks & set(attention.cls.declares.lacks):
+        return False
+    return has_heads_for(attention, position) or "score" not in attention.cls.declares.can
+
+
+def has_heads_for(attention: Case, position: Case) -> bool:
+    """Say whether an attention has the queries and keys of heads, where a position asks for them."""
+    return is_mechanism(attention) or not (position.cls.projects or position.cls.by_content)
+
+
+def decoding() -> list[Case]:
+    """Return the built-in attentions that can stand in a decoder."""
+    return [case for case in bases("attention") if "causal" in case.cls.declares.can]
 
 
 def versatile() -> Case:

@@ -86,7 +86,8 @@ def bound(module: Any, dtype: torch.dtype = torch.float64) -> Any:
         cases = {count: with_option(plain, "n_kv_heads", count) for count in (2, 6)}
         # A plain map: what a position serves is no part of it.
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            module.served = {n: shaken(case.part.build(module.site), dtype=dtype) for n, case in cases.items()}
+            served = {n: shaken(case.part.build(module.site), dtype=dtype) for n, case in cases.items()}
+        cast(Any, module).served = served
     return module
 
 

@@ -58,7 +58,7 @@ class Declaration:
 
 
 class Headed(ABC):
-    """Stand at the root of the options of attentions that have heads, for positions to turn or to score."""
+    """Stand at the root of the options of attentions whose heads positions serve."""
 
     @abstractmethod
     def heads(self, d_model: int) -> tuple[int, int]:

@@ -46,6 +46,10 @@ class Context:
             return replace(self, served=attention)
         return self
 
+    def of(self, place: int) -> Context:
+        """Return this context where one of the sets of projections is at work that the attention served has."""
+        return self if self.served is None else replace(self, served=self.served.of(place))
+
     def at(self, positions: Sequence[Position]) -> Context:
         """Return this context with other positions."""
         return replace(self, positions=positions)

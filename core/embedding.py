@@ -50,7 +50,7 @@ class Embedding(nn.Module, Component, ABC):
         return x
 
     def asking(self) -> Tensor:
-        """Return what stands in the place of a token that is only asked for, (width,)."""
+        """Return what stands in the place of a token that is only asked for: a row of (B, T, width)."""
         raise NotImplementedError(f"{type(self).__name__} has no vector for what is asked for")
 
     def table(self) -> Tensor:

@@ -14,7 +14,8 @@ from .component import Part, Site
 from .context import Context
 from .inputs import Input
 from .linear import Fused, Linear
-from .moves import Concat, Heads, Layouts, Move, Reshape, Take, Transpose, conv1d
+from .moves import Concat, Heads, Layouts, Move, Order, Reshape, Take, Transpose, conv1d
+from .position import Served
 from .state import Declared, Memories
 from .sublayer import Sublayer
 from .tokens import Tokens
@@ -29,7 +30,8 @@ class HeadsConfig(Headed):
     (head_dim^-1/2). query_scalar: what the scale is the -1/2 power of, instead of head_dim. terms: of how many products
     like that of q and k a score is the sum: the -1/2 power of that scales it too (He et al. 2021). depth_scale: whether
     the scale is divided by the place of the layer in its stack, from 1 (Karamcheti et al. 2021). qk_norm: a norm on
-    each head's q and k. gate: multiply the output by a sigmoid of the input.
+    each head's q and k. gate: multiply the output by a sigmoid of the input; `joint`: by one that the projection of q
+    makes, biased as q is (Qiu et al. 2025).
     """
 
     n_heads: int
@@ -41,7 +43,7 @@ class HeadsConfig(Headed):
     terms: int = 1
     depth_scale: bool = False
     qk_norm: Annotated[Part | None, "norm"] = None
-    gate: bool = False
+    gate: bool | Literal["joint"] = False
 
     def __post_init__(self) -> None:
         if self.n_heads < 1:
@@ -91,17 +93,24 @@ class MultiHeadAttention(Sublayer):
         width, kv_width = self.heads[0] * config.head_dim, self.kv_heads[0] * config.head_dim
         # One product for q, k and v costs less to dispatch than three; across a memory, q stands alone.
         self.shares = [self.heads[0], self.kv_heads[0], self.kv_heads[0]]
+        self.joint = config.gate == "joint"
+        if self.joint and len(self.sets) > 1:
+            raise ValueError(
+                f"gate: {mechanism.name} has {len(self.sets)} projections of queries, and joint goes with one"
+            )
+        gates = ["q"] if self.joint else []  # as wide as the queries, and behind all else
         if site.cross:
-            self.q = Fused(site.d_model, (width,), config.biased("q"))
+            self.q = Fused(site.d_model, (width,) * (1 + len(gates)), config.biased("q", *gates))
             self.kv = Fused(site.d_model, (kv_width, kv_width), config.biased("k", "v"))
         else:
-            self.qkv = Fused(site.d_model, (width, kv_width, kv_width), config.biased("q", "k", "v"))
+            sizes = (width, kv_width, kv_width, *(width for _ in gates))
+            self.qkv = Fused(site.d_model, sizes, config.biased("q", "k", "v", *gates))
         mixed = config.n_heads * config.head_dim
         self.out = Linear(mixed, site.d_model, bias=all(config.biased("out")), gain=(2 * site.n_layers) ** -0.5)
         head_site = site.but(d_model=config.head_dim)
         self.q_norm = config.qk_norm.build(head_site) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(head_site) if config.qk_norm else None
-        self.gate = Linear(site.d_model, mixed) if config.gate else None
+        self.gate = Linear(site.d_model, mixed) if config.gate is True else None
         self.mechanism = mechanism(config, site)
         self.turns = mechanism.turns == "before" and "rotate" in mechanism.declares.can
 
@@ -131,7 +140,8 @@ class MultiHeadAttention(Sublayer):
 
         `separate`: q_proj, k_proj, v_proj, o_proj, with the name of a set behind the letter. Of self-attention also
         `fused`: [Q|K|V] in qkv, o_proj; `conv1d`: the same, transposed, in c_attn, c_proj; `per_head`: query_key_value
-        of each group of heads in turn, dense; `by_head`: the separate ones as (C, H, D), the output too.
+        of each group of heads in turn, dense; `by_head`: the separate ones as (C, H, D), the output too. A joint gate
+        stands in q_proj, where each head's rows of it follow those of q, and there are no other layouts then.
         What belongs to the mechanism alone has the name there that it has in the mechanism.
         """
         inner = set(self.mechanism.state_dict())
@@ -147,27 +157,44 @@ class MultiHeadAttention(Sublayer):
     def _published(self, kind: str) -> dict[str, dict[str, Move]]:
         """Return the layouts of the projections' weights, or of their biases: `kind` says which."""
         rows, kv_rows = self.heads[0] * self.heads[1], self.kv_heads[0] * self.kv_heads[1]
-        q, k, v = (self._part(name, kind, size) for name, size in zip("qkv", (rows, kv_rows, kv_rows), strict=True))
-        o = Take(f"o_proj.{kind}")
+        out = Take(f"o_proj.{kind}")
         if self.site.cross:
-            return {"separate": {f"q.{kind}": q, f"kv.{kind}": Concat((k, v), (kv_rows, kv_rows)), f"out.{kind}": o}}
+            return {
+                "separate": {
+                    f"q.{kind}": self._apart(kind, "q"), f"kv.{kind}": self._apart(kind, "kv"), f"out.{kind}": out
+                }
+            }  # fmt: skip
+        if self.joint:
+            return {"separate": {f"qkv.{kind}": self._apart(kind, "qkv"), f"out.{kind}": out}}
         apart = [
             _by_head(f"{name}_proj.{kind}", self.site.d_model, heads)
             for name, heads in (("q", self.heads), ("k", self.kv_heads), ("v", self.kv_heads))
         ]
-        whole = (self.site.d_model, *self.heads)
+        mixed = self.out.in_features
+        whole = (self.site.d_model, mixed // self.heads[1], self.heads[1])
         group = (rows // self.kv_heads[0], self.kv_heads[1], self.kv_heads[1])
         pairs: dict[str, tuple[Move, Move]] = {
-            "separate": (Concat((q, k, v), (rows, kv_rows, kv_rows)), o),
-            "fused": (Take(f"qkv.{kind}"), o),
+            "separate": (self._apart(kind, "qkv"), out),
+            "fused": (Take(f"qkv.{kind}"), out),
             "conv1d": (conv1d(f"c_attn.{kind}"), conv1d(f"c_proj.{kind}")),
             "by_head": (
                 Concat(tuple(apart), (rows, kv_rows, kv_rows)),
-                Reshape(o, whole, (self.site.d_model, rows)) if kind == "weight" else o,
+                Reshape(out, whole, (self.site.d_model, mixed)) if kind == "weight" else out,
             ),
             "per_head": (Heads(Take(f"query_key_value.{kind}"), self.kv_heads[0], group), Take(f"dense.{kind}")),
         }
-        return {layout: {f"qkv.{kind}": qkv, f"out.{kind}": out} for layout, (qkv, out) in pairs.items()}
+        return {layout: {f"qkv.{kind}": qkv, f"out.{kind}": back} for layout, (qkv, back) in pairs.items()}
+
+    def _apart(self, kind: str, parts: str) -> Move:
+        """Return how the weights or biases of some of q, k and v are made of q_proj, k_proj and v_proj."""
+        rows, kv_rows = self.heads[0] * self.heads[1], self.kv_heads[0] * self.kv_heads[1]
+        sizes = [rows if name == "q" else kv_rows for name in parts]
+        takes = [self._part(name, kind, size) for name, size in zip(parts, sizes, strict=True)]
+        gated = self.joint and "q" in parts
+        if gated:
+            takes[0], sizes[0] = Heads(takes[0], self.heads[0], (self.heads[1], self.heads[1])), 2 * rows
+        move = takes[0] if len(takes) == 1 else Concat(tuple(takes), tuple(sizes))
+        return Order(move, (rows, rows, sum(sizes[1:])), (0, 2, 1)) if gated and sizes[1:] else move
 
     def _part(self, name: str, kind: str, size: int) -> Move:
         """Return queries, keys or values as they are published, `size` rows of all sets."""
@@ -181,14 +208,9 @@ class MultiHeadAttention(Sublayer):
             return self._published("bias")
         moves: dict[str, Move] = {} if self.out.bias is None else {"out.bias": Take("o_proj.bias")}
         for parts, each in fused.items():
-            there = [
-                (self._part(name, "bias", size), size)
-                for name, (size, has) in zip(parts, each.parts, strict=True)
-                if has
-            ]
+            there = [name for name, (_, has) in zip(parts, each.parts, strict=False) if has]  # a gate is as q is
             if there:
-                takes, sizes = zip(*there, strict=True)
-                moves[f"{parts}.bias"] = takes[0] if len(takes) == 1 else Concat(takes, sizes)
+                moves[f"{parts}.bias"] = self._apart("bias", "".join(there))
         return {"separate": moves} if moves else {}
 
     def prime(self, context: Context) -> Memories:
@@ -200,21 +222,23 @@ class MultiHeadAttention(Sublayer):
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Attend from x (B, T, C) to itself, or to the memory where the site says `cross`."""
         if self.site.cross:
-            q = self._queries(x)
+            q, gate = self._queries(x)
             primed = self.prime(context) if state is None else state
-            return self._merge(x, self.mechanism.recall(q, primed, context)), state
+            return self._merge(x, self.mechanism.recall(q, primed, context), gate), state
         context = context.serving(self)
-        mixed, state = self.mechanism(*self._from_self(x, context), context, state)
-        return self._merge(x, mixed), state
+        qkv, gate = self._split(self.qkv(x), sum(self.shares))
+        mixed, state = self.mechanism(*self._from_self(qkv, context), context, state)
+        return self._merge(x, mixed, gate), state
 
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Compute `forward` with the mechanism's reference; across a memory, from the memory itself."""
         if self.site.cross:
-            q = self._queries(x)
-            return self._merge(x, self.mechanism.reference(q, *self._from_memory(context), context)[0]), state
+            q, gate = self._queries(x)
+            return self._merge(x, self.mechanism.reference(q, *self._from_memory(context), context)[0], gate), state
         context = context.serving(self)
-        mixed, state = self.mechanism.reference(*self._from_self(x, context), context, state)
-        return self._merge(x, mixed), state
+        qkv, gate = self._split(self.qkv(x), sum(self.shares))
+        mixed, state = self.mechanism.reference(*self._from_self(qkv, context), context, state)
+        return self._merge(x, mixed, gate), state
 
     @property
     def scale(self) -> float:
@@ -231,8 +255,19 @@ class MultiHeadAttention(Sublayer):
         k: Tensor = self.qkv.alone(1, x).unflatten(-1, self.kv_heads)
         return k if self.k_norm is None else self.k_norm(k)
 
-    def _from_self(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = torch.unflatten(self.qkv(x), -1, (-1, self.heads[1]))
+    def of(self, place: int) -> Served:
+        """Return this attention by one of its sets of projections."""
+        return _Part(self, place)
+
+    def _split(self, projected: Tensor, heads: int) -> tuple[Tensor, Tensor | None]:
+        """Return a projection's first heads (B, T, heads, D), and the joint gate behind them, where there is one."""
+        headed = torch.unflatten(projected, -1, (-1, self.heads[1]))
+        if not self.joint:
+            return headed, None
+        first, gate = headed.split_with_sizes((heads, self.heads[0]), -2)
+        return first, gate.flatten(-2)
+
+    def _from_self(self, qkv: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = qkv.split_with_sizes(self.shares, -2)
             q, k = self.q_norm(q), self.k_norm(k)
@@ -249,9 +284,9 @@ class MultiHeadAttention(Sublayer):
         valid = context.own.valid
         return (q, k, v) if valid is None else (q, *_silence(k, v, valid))
 
-    def _queries(self, x: Tensor) -> Tensor:
-        q: Tensor = self.q(x).unflatten(-1, self.heads)
-        return q if self.q_norm is None else self.q_norm(q)
+    def _queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        q, gate = self._split(self.q(x), self.heads[0])
+        return q if self.q_norm is None else self.q_norm(q), gate
 
     def _from_memory(self, context: Context) -> tuple[Tensor, Tensor]:
         assert context.memory is not None
@@ -262,12 +297,44 @@ class MultiHeadAttention(Sublayer):
         valid = context.memory_tokens.valid
         return (k, v) if valid is None else _silence(k, v, valid)
 
-    def _merge(self, x: Tensor, mixed: Tensor) -> Tensor:
+    def _merge(self, x: Tensor, mixed: Tensor, gate: Tensor | None) -> Tensor:
         mixed = mixed.flatten(-2)
         if self.gate is not None:
-            mixed = mixed * torch.sigmoid(self.gate(x))
+            gate = self.gate(x)
+        if gate is not None:
+            mixed = mixed * torch.sigmoid(gate)
         y: Tensor = self.out(mixed)
         return y
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Serve positions with one set of projections, of those that a shell has side by side."""
+
+    shell: MultiHeadAttention
+    place: int
+
+    @property
+    def site(self) -> Site:
+        """Return the layer's site."""
+        return self.shell.site
+
+    @property
+    def scale(self) -> float:
+        """Return what the mechanism multiplies products of queries and keys by."""
+        return self.shell.scale
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as queries of the set (..., H, D), not turned."""
+        return self.shell.queries(x).chunk(len(self.shell.sets), -2)[self.place]
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Return vectors x (..., C) as keys of the set (..., K, D), not turned."""
+        return self.shell.keys(x).chunk(len(self.shell.sets), -2)[self.place]
+
+    def of(self, place: int) -> Served:
+        """Return the attention by another set."""
+        return _Part(self.shell, place)
 
 
 def _by_head(name: str, width: int, heads: tuple[int, int]) -> Move:

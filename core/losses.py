@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, in chunks that never hold the logits of all tokens at once."""
+"""Cross-entropy over a vocabulary, in chunks that never hold the logits of all tokens at once, and of two classes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ def cross_entropy_reference(hidden: Tensor, weight: Tensor, bias: Tensor | None,
     """Compute the summed cross-entropy of `linear_cross_entropy` from all logits at once."""
     logits = F.linear(hidden, weight, bias)
     return F.cross_entropy(at_least_fp32(logits), targets, ignore_index=IGNORED, reduction="sum")
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed binary cross-entropy (nats) of logits against targets of the same shape, 1, 0 or -100.
+
+    The second result is how many targets a logit of their sign had. Targets of -100 count for nothing.
+    """
+    wide, asked, wanted = at_least_fp32(logits), targets != IGNORED, targets.clamp(min=0)
+    each = F.binary_cross_entropy_with_logits(wide, wanted.to(wide.dtype), reduction="none")
+    return (each * asked).sum(), (((wide > 0) == (wanted == 1)) & asked).sum()
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -178,6 +178,30 @@ class Interleave(Wrapped):
 
 
 @dataclass(frozen=True)
+class Order(Wrapped):
+    """Bring parts of `sizes` rows into another order: ours begins with part `order[0]` of theirs."""
+
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != list(range(len(self.sizes))):
+            raise ValueError(f"{self.order} is no order of {len(self.sizes)} parts")
+
+    def ours(self, theirs: Tensor) -> Tensor:
+        """Return the parts in our order."""
+        _expect(theirs, (sum(self.sizes), *theirs.shape[1:]))
+        parts = theirs.split(self.sizes)
+        return torch.cat([parts[place] for place in self.order])
+
+    def theirs(self, ours: Tensor) -> Tensor:
+        """Return the parts in theirs."""
+        _expect(ours, (sum(self.sizes), *ours.shape[1:]))
+        parts = ours.split([self.sizes[place] for place in self.order])
+        return torch.cat([parts[self.order.index(place)] for place in range(len(parts))])
+
+
+@dataclass(frozen=True)
 class Rows(Wrapped):
     """Take `count` rows from row `start` on: theirs (total, ...), ours (count, ...).
 

@@ -83,8 +83,9 @@ class Objective(Component, ABC):
     `permutes`: whether its rows come with an order of their own and with columns that are asked for, for which its
     targets are: `order` and `asked` among the inputs.
     `logits`: how many logits it reads of each answer, where that is neither one a token nor one a class. `extra_ids`:
-    how many ids beyond the tokenizer's it uses. `trains`: names of stacks that it trains, where not every topology has
-    them. `weights`: what the mean loss of each head counts in the loss of all.
+    how many ids beyond the tokenizer's it uses. `places`: whether a target is the place of a token in its row, of several
+    (B, n), where it asks at each token. `trains`: names of stacks that it trains, where not every topology has them.
+    `weights`: what the mean loss of each head counts in the loss of all.
     """
 
     Prepared: TypeAlias = _Prepared
@@ -101,6 +102,7 @@ class Objective(Component, ABC):
     derives: ClassVar[bool] = False
     permutes: ClassVar[bool] = False
     logits: ClassVar[int | None] = None
+    places: ClassVar[bool] = False
     trains: ClassVar[frozenset[str]] = frozenset()
     weights: tuple[float, ...] = (1.0,)
     extra_ids: int = 0

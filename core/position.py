@@ -30,20 +30,26 @@ class Served(Protocol):
     def keys(self, x: Tensor) -> Tensor:
         """Return vectors x (..., C) as this attention's keys, (..., K, D), not turned."""
 
+    def of(self, place: int) -> Served:
+        """Return this attention by one of its sets of projections."""
+
 
 class Position(nn.Module, Component, ABC):
     """Tell a model where its tokens stand, through the hooks that `hooks` declares.
 
     `relative`: shifting all positions by the same amount changes nothing. `projects`: its scores need the projections
-    of the attention that it serves, so that it has `score_with` in place of `score`. `site.n_heads` and `site.head_dim`
-    are those of the attentions that it serves; `site.d_model` is the width of the embeddings that it is added to, or of
-    the model where it is added to none; `site.n_layers` is how many layers it serves, from `site.layer` on.
+    of the attention that it serves, so that it has `score_with` in place of `score`. `by_content`: its scores depend on
+    the queries and keys of heads, not on their places alone, so that a mixer can't take it.
+    `site.n_heads` and `site.head_dim` are those of the attentions that it serves; `site.d_model` is the width of the
+    embeddings that it is added to, or of the model where it is added to none; `site.n_layers` is how many layers it
+    serves, from `site.layer` on.
     """
 
     kind: ClassVar[str] = "position"
     hooks: ClassVar[frozenset[str]]
     relative: ClassVar[bool]
     projects: ClassVar[bool] = False
+    by_content: ClassVar[bool] = False
 
     def __init__(self, config: Any, site: Site) -> None:
         super().__init__()

@@ -79,6 +79,13 @@ def pairs(
     return inputs if mask is None else inputs | {"attention_mask": mask}, torch.tensor(starts)
 
 
+def real_rows(batch: Mapping[str, Tensor], name: str) -> Iterator[Tensor]:
+    """Yield the rows of one field of ids (B, T), `x_ids` with its mask `x_mask` where there is one, without padding."""
+    mask = batch.get(f"{name.removesuffix('_ids')}_mask")
+    for number, row in enumerate(batch[name]):
+        yield row if mask is None else row[mask[number].bool()]
+
+
 def rewritten(sources: Sequence[Tensor], targets: Sequence[Tensor], vocabulary: Vocabulary) -> Prepared:
     """Return what an encoder reads, sources (S,), and a decoder writes behind the opening token, targets (T,).
 

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import is_exporting
 from .context import Context
 
 CHUNK = 8
-"""Tokens a chunk in a graph: more make a step of one token dearer, fewer the pass over the chunks' ends."""
+"""Tokens a chunk where steps are doubled: more make one token dearer, fewer the pass over the chunks' ends."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def decaying_sums(a: Tensor, b: Tensor, longest: int) -> Tensor:
     """Return h_t = a_t h_(t-1) + b_t from h_0 = 0, (B, T, ...), for a of any shape that fits b (B, T, ...).
 
     Products of a are formed, and nothing is divided by them: where |a| is at most 1 nothing overflows, and what decays
-    past the smallest number is 0. `longest`: T is at most so much, which a graph of any length must know.
+    past the smallest number is 0. `longest`: T is at most so much, which code compiled for any length must know.
     """
     return _scan(a, b, longest, _SUMS)
 
@@ -58,6 +59,8 @@ def last_real(every: Tensor, context: Context) -> Tensor:
 
 
 def _scan(a: Tensor, b: Tensor, longest: int, law: _Law) -> Tensor:
+    if is_exporting():
+        return _as_operator(a, b, law)
     if torch.compiler.is_compiling():
         return _doubling(a, b, longest, law)
     return _in_blocks(a, b, law) if b.shape[1] > 1 else b
@@ -79,6 +82,21 @@ def _in_blocks(a: Tensor, b: Tensor, law: _Law) -> Tensor:
     before = torch.stack(carried[:-1], dim=1).unsqueeze(2)
     whole = law.step(torch.stack(reaches, dim=2), before, torch.stack(inner, dim=2))
     return whole.flatten(1, 2)[:, :length]
+
+
+def _as_operator(a: Tensor, b: Tensor, law: _Law) -> Tensor:
+    """Return one ONNX operator that steps token by token, of any number: there a step costs next to nothing."""
+    from torch._higher_order_ops.scan import scan  # which brings torch's compiler with it
+
+    def step(h: Tensor, now: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what is carried on, and what comes out: the same, in a tensor of its own."""
+        h = law.step(now[0], h, now[1])
+        return h, h.clone()
+
+    start = torch.full_like(b[:, :1], law.nothing).squeeze(1)
+    _, every = scan(step, start, (a.transpose(0, 1), b.transpose(0, 1)), dim=0)
+    whole: Tensor = every.transpose(0, 1)
+    return whole
 
 
 def _doubling(a: Tensor, b: Tensor, longest: int, law: _Law) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .attention import is_exporting
 from .context import Context
-from .linear import at_least_fp32, exactly
+from .linear import exactly
 from .state import Declared, Memories, Remembered
 
 
@@ -39,7 +39,7 @@ class ShortConv(nn.Module):
         return {"near": Remembered(("batch", self.back, self.width), "fixed")} if self.back else {}
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories]:
-        """Return what x (B, T, width) is convolved to, at least in fp32, and what to keep where there is a state."""
+        """Return what x (B, T, width) is convolved to, in its dtype, and what to keep where there is a state."""
         return self._with(convolved, x, context, state)
 
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories]:
@@ -50,9 +50,9 @@ class ShortConv(nn.Module):
         self, convolve: Callable[..., Tensor], x: Tensor, context: Context, state: Memories | None
     ) -> tuple[Tensor, Memories]:
         wide, kept = widened(x, context, None if state is None else state.get("near"), self.back)
-        bias = None if self.bias is None else at_least_fp32(self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
         with exactly(x):
-            y = convolve(at_least_fp32(wide), at_least_fp32(self.weight), bias, context)
+            y = convolve(wide, self.weight.to(x.dtype), bias, context)
         return y, {} if kept is None else {"near": kept}
 
 
@@ -62,17 +62,17 @@ def widened(
     """Return x (B, T, C) with the inputs around it that a kernel reaches, (B, before + T + after, C).
 
     What came before is `near` (B, before, C), or zeros where it is None; padding is zeros. The second is the next
-    `near`, where there is one.
+    `near`, of the same dtype, where there is one.
     """
     if context.tokens.valid is not None:
         x = x.masked_fill(~context.tokens.valid.unsqueeze(-1), 0.0)
     if near is None:
         return F.pad(x, (0, 0, before, after)), None
-    wide = torch.cat([near, x], dim=1)
+    wide = torch.cat([near.to(x.dtype), x], dim=1)
     if context.length is None:
-        return wide, wide[:, x.shape[1] :]
+        return wide, wide[:, x.shape[1] :].to(near.dtype)
     newest = context.length.unsqueeze(1) + torch.arange(before, device=x.device)
-    return wide, wide.gather(1, newest.unsqueeze(-1).expand(-1, -1, wide.shape[2]))
+    return wide, wide.gather(1, newest.unsqueeze(-1).expand(-1, -1, wide.shape[2])).to(near.dtype)
 
 
 def convolved(wide: Tensor, weight: Tensor, bias: Tensor | None, context: Context, before: int | None = None) -> Tensor:

@@ -100,6 +100,7 @@ class Topology(nn.Module, Component, ABC):
         for name, stack in stacks.items():
             self.add_module(name, stack)
         self.heads = nn.ModuleDict(heads)
+        self._answering = [name for name in heads if name not in self.readers(config)]
         self._reads = {  # by stack: name of an input -> what the stack calls it
             name: {role.prefix + own: own for own in stacks[name].feeds()} for name, role in self.stacks.items()
         }
@@ -110,7 +111,17 @@ class Topology(nn.Module, Component, ABC):
 
     @classmethod
     def lenders(cls, config: Any) -> Mapping[str, str]:
-        """Say which stacks read with another's embedding: stack's name -> lender's, which is built before it."""
+        """Say which stacks read with another's embedding: stack's name -> lender's, which borrows from none."""
+        return {}
+
+    @classmethod
+    def widths(cls, config: Any) -> Mapping[str, int]:
+        """Say which stacks are of another width than the model: stack's name -> d_model."""
+        return {}
+
+    @classmethod
+    def readers(cls, config: Any) -> Mapping[str, str]:
+        """Say which heads read another stack than the last one, if they are there: head's name -> stack's name."""
         return {}
 
     @abstractmethod
@@ -135,15 +146,15 @@ class Topology(nn.Module, Component, ABC):
 
     @property
     def head(self) -> Head:
-        """Return the first head, which objectives train."""
-        return next(iter(self.heads.values()))  # type: ignore[return-value]
+        """Return the first head of the last stack, which objectives train unless they name others."""
+        return cast(Head, self.heads[self._answering[0]])
 
     def read_heads(self, hidden: Tensor, mask: Tensor | None) -> Any:
-        """Return the logits of every head for hidden (B, T, C), mask (B, T): a tensor for one, a map for several.
+        """Return the logits of every head of the last stack, for its hidden (B, T, C) and mask (B, T).
 
-        A tensor is (B, T, V), or (B, V) from a head of whole sequences; a map is by the head's name.
+        A tensor for one, a map by the heads' names for several: (B, T, V), or (B, V) from a head of whole sequences.
         """
-        logits = {name: head(hidden, mask) for name, head in self.heads.items()}
+        logits = {name: self.heads[name](hidden, mask) for name in self._answering}
         return next(iter(logits.values())) if len(logits) == 1 else logits
 
     def logits_by_name(self, logits: Any) -> Tensors:
@@ -155,11 +166,11 @@ class Topology(nn.Module, Component, ABC):
         """Return the dimensions of all heads' logits by the same names, `columns` being that of the tokens."""
         return {
             name: ("batch", columns, "vocab") if cast(Head, head).per_token else ("batch", "classes")
-            for name, head in zip(self._logits_names(), self.heads.values(), strict=True)
+            for name, head in zip(self._logits_names(), map(self.heads.get_submodule, self._answering), strict=True)
         }
 
     def _logits_names(self) -> list[str]:
-        return [f"logits.{name}" if place else "logits" for place, name in enumerate(self.heads)]
+        return [f"logits.{name}" if place else "logits" for place, name in enumerate(self._answering)]
 
     def take(self, given: Mapping[str, Tensor | None], *stacks: str) -> dict[str, Tensors]:
         """Deal keyword inputs out to some stacks: stack's name -> inputs by their declared names.

@@ -77,6 +77,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
         state=state,
         special_ids=source.special_ids,
         stop_ids=source.stop_ids,
+        generates=model.generates,
         versions=_versions(),
         parity=tuple(_plain(row) for row in report.rows),
         spec=model.spec.resolved if model.spec else None,

@@ -66,6 +66,7 @@ class Manifest:
     gives, or else the ids that the model reads; None without text. `special_ids`: of the tokenizer, by `bos`, `eos`,
     `pad`, `mask`. `stop_ids`: other tokens that end what it writes. `versions`: of the libraries that wrote and checked
     the folder.
+    `generates`: whether what takes a state gives the logits of next tokens; if not, it reads a text in segments.
     `layers`: by module, what a component's part of the graphs was made from: its lowering, or its `forward`.
     `parity`: the rows of the report. `spec`: the complete spec, None for a model that was built without one.
     `files`: sha256 of every other file.
@@ -79,6 +80,7 @@ class Manifest:
     state: Mapping[str, StateFacts]
     special_ids: Mapping[str, int] = field(default_factory=dict)
     stop_ids: tuple[int, ...] = ()
+    generates: bool = True
     versions: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
     parity: tuple[Mapping[str, Any], ...] = ()

@@ -58,7 +58,8 @@ class Runtime:
         self.provider = _provider(provider)
         graphs, state = self.manifest.graphs, self.manifest.state
         self._sessions = {name: Session(self.folder, facts, state, self.provider) for name, facts in graphs.items()}
-        self._step = next((name for name, facts in graphs.items() if facts.takes), None)
+        taking = [name for name, facts in graphs.items() if facts.takes]
+        self._step = next(iter(taking), None) if self.manifest.generates else None
         self._source = next((name for name, facts in graphs.items() if self._step and not facts.takes), None)
 
     @property
@@ -88,20 +89,40 @@ class Runtime:
 
         The inputs are those of `manifest.graphs`; an attention mask that is left out is all ones.
         """
-        return self._whole("hidden", inputs)
+        return self._whole("hidden", inputs)[0]
 
     def classify(self, **inputs: NDArray[Any]) -> NDArray[Any]:
         """Return the logits of a model that sees its whole input at once: (B, classes), or (B, T, V) per token."""
-        return self._whole("logits", inputs)
+        return self._whole("logits", inputs)[0]
 
-    def _whole(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    def read_on(self, output: str, kept: Values | None = None, **inputs: NDArray[Any]) -> tuple[NDArray[Any], Values]:
+        """Return an output, `hidden` or `logits`, for the next segment of each row's text, and what is kept of it.
+
+        `kept`: what the segment before gave; None for the first. Each row's kept and new tokens together are at most
+        `max_seq_len`.
+
+        Raises:
+            InputError: the model keeps nothing of earlier segments.
+        """
+        if not self.manifest.state or self.manifest.generates:
+            raise InputError(f"{self.folder}: this model keeps nothing of earlier segments: use encode or classify")
+        return self._whole(output, inputs, kept)
+
+    def _whole(
+        self, output: str, inputs: Mapping[str, NDArray[Any]], kept: Values | None = None
+    ) -> tuple[NDArray[Any], Values]:
         if self._step is not None:
             raise InputError(f"{self.folder}: this model writes tokens step by step: use start and step, or generate")
         # One graph, or several that each read their own inputs: the first that has what was asked for.
         name = next((name for name, facts in self.manifest.graphs.items() if output in facts.outputs), None)
         if name is None:
             raise InputError(f"{self.folder}: no graph of this model gives {output}")
-        return self._sessions[name].run(self._with_mask(name, inputs), {})[0][output]
+        past = None if kept is None else (kept["pos"].numpy() >= 0).sum(axis=1)
+        given = self._with_mask(name, inputs, past)
+        if kept is None:
+            kept = empty_state(self.manifest.state, len(next(iter(given.values()))))
+        outputs, after = self._sessions[name].run(given, {n: kept[n] for n in self.manifest.graphs[name].takes})
+        return outputs[output], after
 
     # -- writing token by token -------------------------------------------------------------------------------------
 
@@ -182,15 +203,20 @@ class Runtime:
     def _inputs(self, graph: str) -> list[str]:
         return list(self.manifest.graphs[graph].inputs)
 
-    def _with_mask(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Add the masks that were left out, all ones, of the shape of the ids beside them; check the lengths."""
+    def _with_mask(
+        self, graph: str, inputs: Mapping[str, NDArray[Any]], past: NDArray[Any] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Add the masks that were left out, all ones, of the shape of the ids beside them; check the lengths.
+
+        `past` (B,): how many tokens are seen besides.
+        """
         given = dict(inputs)
         for name in self._inputs(graph):
             ids = given.get(name.replace("attention_mask", "input_ids"))
             if name not in given and ids is not None:
                 given[name] = np.ones_like(ids)
             if is_mask(name) and name in given:
-                self._check_length(given[name].sum(axis=-1))
+                self._check_length(given[name].sum(axis=-1) + (0 if past is None else past))
         return given
 
 

@@ -128,6 +128,8 @@ class _Reader:
         text = text_of(node)
         if text in reading.cases:
             self.laid.append(reading.cases[text])
+        elif reading.per_layer is not None and (one := _one(node)) is not None:
+            self.laid.append(_piece(f"model.layer.{reading.per_layer}", one))
         elif reading.chooses:
             given = node is not self.settings.defaults.get(name)
             self.layers.choose(name, reading, node, self._value(str(reading.count)), given)
@@ -186,6 +188,13 @@ def _bounded(value: Any) -> Any:
     if value == math.inf or value == {"__float__": "Infinity"}:
         return None
     return [_bounded(item) for item in value] if isinstance(value, list) else value
+
+
+def _one(node: Node) -> Node | None:
+    """Return what all layers have: a value that is no list, or all items of one that are alike."""
+    if not isinstance(node.value, tuple):
+        return node
+    return node.value[0] if len({text_of(item) for item in node.value}) == 1 else None
 
 
 def _piece(path: str, value: Node) -> Node:

@@ -31,7 +31,9 @@ class Layers:
 
     def choose(self, name: str, reading: FieldSettings, node: Node, count: object, given: bool) -> None:
         """Choose layers by one field; `count`: how many layers there are, `given`: whether the file has the field."""
-        if reading.each:
+        if reading.per_layer is not None:
+            self._per_layer(name, reading.per_layer, node, count)
+        elif reading.each:
             self._each(name, reading, node, count, given)
         elif type(count) is int and count > 0:  # else it is noted where the number of layers is read
             chosen: list[str | None] = [reading.others] * count
@@ -60,6 +62,16 @@ class Layers:
             return node_of({}, next(iter(self.kinds.values())).mark)
         parts = {part: child for kind in kinds for part, child in kind.items.items()}
         return node_of(parts, kinds[-1].mark, {part: mark for kind in kinds for part, mark in kind.keys.items()})
+
+    def _per_layer(self, name: str, path: str, node: Node, count: object) -> None:
+        """Give each layer its item of a list."""
+        items = node.value if isinstance(node.value, tuple) else ()
+        if type(count) is int and count != len(items):
+            self.note(node, f"should be a list of {count}, one for each layer, not of {len(items)}")
+            return
+        for item in items:
+            self.kinds[f"{name}={text_of(item)}"] = _with(node_of({}, item.mark), path.split("."), item)
+        self.chosen.append([f"{name}={text_of(item)}" for item in items])
 
     def _each(self, name: str, reading: FieldSettings, node: Node, count: object, given: bool) -> None:
         """Choose every layer by an item of a list."""

@@ -21,6 +21,8 @@ from .attention.rnn import RnnAttention
 from .attention.rwkv import RwkvAttention
 from .attention.sparse import SparseAttention
 from .attention.state_space import StateSpaceAttention
+from .data.answers import AnswersData
+from .data.choices import ChoicesData
 from .data.labelled import LabelledData
 from .data.pairs import PairsData
 from .data.text import TextData
@@ -38,13 +40,17 @@ from .norm.rms import RmsNorm
 from .objective.causal_lm import CausalLmObjective
 from .objective.classification import ClassificationObjective
 from .objective.gap_sentences import GapSentencesObjective
+from .objective.generated_token import GeneratedTokenObjective
 from .objective.infilling import InfillingObjective
 from .objective.masked_lm import MaskedLmObjective
+from .objective.multiple_choice import MultipleChoiceObjective
 from .objective.next_sentence import NextSentenceObjective
 from .objective.permuted_lm import PermutedLmObjective
 from .objective.replaced_token import ReplacedTokenObjective
+from .objective.seq2seq_classification import Seq2seqClassificationObjective
 from .objective.seq2seq_lm import Seq2seqLmObjective
 from .objective.span_corruption import SpanCorruptionObjective
+from .objective.span_extraction import SpanExtractionObjective
 from .objective.sum import SumObjective
 from .position.alibi import AlibiPosition
 from .position.disentangled import DisentangledPosition
@@ -56,6 +62,7 @@ from .position.transformer_xl import TransformerXlPosition
 from .topology.decoder import DecoderTopology
 from .topology.encoder import EncoderTopology
 from .topology.encoder_decoder import EncoderDecoderTopology
+from .topology.encoder_with_generator import EncoderWithGeneratorTopology
 
 TRANSOM_API = 1
 

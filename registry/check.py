@@ -92,9 +92,17 @@ def _permuted(spec: Spec, objective: type[Objective], both: str) -> Iterator[Pro
 
 
 def _projects(spec: Spec, path: str, attention: Part, position: Part) -> Iterator[Problem]:
-    """Check that an attention has the projections that a position asks for."""
+    """Check that an attention has the projections, or the queries and keys, that a position asks for."""
     cls: type[Attention] = attention.cls
-    if position.cls.projects and "score" in cls.declares.can and not issubclass(cls, Mechanism):
+    if issubclass(cls, Mechanism) or "score" not in cls.declares.can:
+        return
+    if position.cls.by_content:
+        yield spec.problem(
+            path,
+            f"attention '{attention.name}' does not compose with position '{position.name}': {position.name} scores "
+            f"the queries and keys of heads, and {attention.name}, a mixer, has none of these",
+        )
+    if position.cls.projects:
         yield spec.problem(
             path,
             f"attention '{attention.name}' does not compose with position '{position.name}': {position.name} scores "

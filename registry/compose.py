@@ -109,23 +109,24 @@ class _Builder:
         roles: Mapping[str, StackRole] = model.topology.cls.stacks
         lenders = model.topology.cls.lenders(model.topology.config)
         stacks: dict[str, Stack] = {}
-        for name, role in roles.items():
+        for name in sorted(roles, key=lambda name: name in lenders):  # those that lend before those that borrow
             lender = stacks[lenders[name]].embedding if name in lenders else None
-            stacks[name] = self.stack(name, model.stacks[name], role, lender)
-        last = list(stacks.values())[-1]
-        site = Site(d_model=model.d_model, max_seq_len=model.max_seq_len)
-        embedding = last.embedding.module if isinstance(last.embedding, Borrowed) else last.embedding
-        heads: dict[str, Head] = {
-            name: self.at(f"model.heads.{name}", part.build, site, embedding) for name, part in model.heads.items()
-        }
+            stacks[name] = self.stack(name, model.stacks[name], roles[name], lender)
+        stacks = {name: stacks[name] for name in roles}
+        readers = model.topology.cls.readers(model.topology.config)
+        heads: dict[str, Head] = {}
+        for name, part in model.heads.items():
+            read = stacks[readers.get(name, list(stacks)[-1])]
+            embedding = read.embedding.module if isinstance(read.embedding, Borrowed) else read.embedding
+            site = Site(d_model=read.site.d_model, max_seq_len=model.max_seq_len)
+            heads[name] = self.at(f"model.heads.{name}", part.build, site, embedding)
         return cast(Topology, self.at("model.topology", model.topology.build, stacks, heads))
 
     def stack(self, name: str, stack: StackSpec, role: StackRole, lender: Embedding | Borrowed | None) -> Stack:
         """Build one stack; its embedding is the lender's where there is one."""
         path, model = f"model.stacks.{name}", self.spec.model
-        site = Site(
-            d_model=model.d_model, max_seq_len=model.max_seq_len, causal=role.causal, n_layers=len(stack.layers)
-        )
+        width = model.topology.cls.widths(model.topology.config).get(name, model.d_model)
+        site = Site(d_model=width, max_seq_len=model.max_seq_len, causal=role.causal, n_layers=len(stack.layers))
         assert stack.embedding is not None
         part = stack.embedding
         embedding = self.at(f"{path}.embedding", part.build if lender is None else lender.lend, site)

@@ -92,7 +92,8 @@ class _Tree:
             children.append(self.layer(stack, stack.layers[first], equal, built.blocks[index[first]]))
         if stack.norm is not None:
             children.append(_branch("norm", stack.norm, _size(built.norm)))
-        return Branch(f"stack {name}", _plural(len(stack.layers), "layer"), tuple(children))
+        halved = f" · halved every {_plural(stack.halve_every, 'layer')}" if stack.halve_every > 0 else ""
+        return Branch(f"stack {name}", _plural(len(stack.layers), "layer") + halved, tuple(children))
 
     def layer(self, stack: StackSpec, layer: LayerSpec, equal: Sequence[int], block: Block) -> Branch:
         """Return the layers that are equal to one."""

@@ -159,6 +159,7 @@ class FieldSettings:
     first: str | None = None
     every: str | None = None
     listed: str | None = None
+    per_layer: str | None = None
     others: str | None = None
     count: str | None = None
     again: bool = False
@@ -166,7 +167,7 @@ class FieldSettings:
     when: Mapping[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        rules = [name for name in ("each", "first", "every", "listed") if getattr(self, name)]
+        rules = [name for name in ("each", "first", "every", "listed", "per_layer") if getattr(self, name)]
         if len(rules) > 1:
             raise ValueError(f"{rules[1]}: a field says in one way which layers differ, and this one has {rules[0]}")
         if self.values and not self.to:
@@ -175,7 +176,7 @@ class FieldSettings:
             raise ValueError("counted: a number goes to an option as it is: give `to`, and no `values`")
         if rules and (self.to or self.count is None):
             raise ValueError(f"{rules[0]}: goes to the layers, not to an option, and needs `count`, their number")
-        if self.others and (self.each or not rules):
+        if self.others and (self.each or self.per_layer or not rules):
             raise ValueError("others: are those that `first`, `every` or `listed` does not choose")
         if self.again and not self.each:
             raise ValueError("again: is for a list with an item a layer: give `each`")
@@ -184,7 +185,7 @@ class FieldSettings:
     @property
     def chooses(self) -> bool:
         """Whether the field says which layers differ."""
-        return bool(self.each or self.first or self.every or self.listed)
+        return bool(self.each or self.first or self.every or self.listed or self.per_layer)
 
     @property
     def kinds(self) -> set[str]:

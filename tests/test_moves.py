@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from transom.core.moves import Concat, Heads, Interleave, Move, Reshape, Rows, Stack, Take, Transpose, conv1d
+from transom.core.moves import Concat, Heads, Interleave, Move, Order, Reshape, Rows, Stack, Take, Transpose, conv1d
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
 Shape = tuple[int, ...]
@@ -46,6 +46,12 @@ def heads(draw: st.DrawFn) -> tuple[Move, Shape]:
 def pairs(draw: st.DrawFn) -> tuple[Move, Shape]:
     count, width, still = draw(small), 2 * draw(st.integers(0, 3)), draw(st.integers(1, 3))
     return Interleave(draw(names), count, width), (count * (width + still), *draw(rest))
+
+
+@st.composite
+def ordered(draw: st.DrawFn) -> tuple[Move, Shape]:
+    sizes = tuple(draw(st.lists(small, min_size=1, max_size=4)))
+    return Order(draw(names), sizes, tuple(draw(st.permutations(range(len(sizes)))))), (sum(sizes), *draw(rest))
 
 
 @st.composite

@@ -135,6 +135,21 @@ def test_what_is_asked_of_each_token_is_whether_it_was_replaced() -> None:
     assert 0.2 < (made.targets[real] == 1).float().mean() < 0.4
 
 
+def test_the_last_of_an_order_are_asked_for_by_its_share_of_each_row() -> None:
+    ids, mask = torch.randint(4, SIZE, (5, 60)), torch.ones(5, 60, dtype=torch.int64)
+    mask[1, 20:], mask[2, :55], mask[3, 1:], mask[4] = 0, 0, 0, 0
+    made = prepared("permuted_lm", {"rate": 0.25}, ids, attention_mask=mask)
+    assert (made.targets != IGNORED).sum(1).tolist() == [15, 5, 1, 1, 0]
+    assert torch.equal(made.targets != IGNORED, made.mask.bool())
+    for row in range(5):
+        columns = made.inputs["asked"][row][made.mask[row].bool()]
+        assert mask[row, columns].all()
+        assert made.inputs["order"][row, columns].tolist() == list(range(2, 2 + len(columns)))
+        assert (made.inputs["order"][row] == 1).sum() == 60 - len(columns)
+    whole = prepared("permuted_lm", {"rate": 1.0}, ids)
+    assert whole.inputs["order"].sort(1).values.tolist() == [list(range(2, 62))] * 5
+
+
 WRITING = "{kind: encoder_decoder, share_embedding: true}"
 
 
@@ -144,8 +159,9 @@ WRITING = "{kind: encoder_decoder, share_embedding: true}"
         {"topology": "encoder", "objective": "{kind: replaced_token, rate: 0.3}", "vocab_size": 280, "more": TELLER},
         {"topology": WRITING, "objective": "{kind: span_corruption, sentinels: 20}", "vocab_size": 300, "more": WRITER},
         {"topology": WRITING, "objective": "infilling", "vocab_size": 280, "more": WRITER},
+        {"topology": "encoder", "objective": "permuted_lm", "vocab_size": "280, blank: true", "more": "head: lm"},
     ],
-    ids=["replaced_token", "span_corruption", "infilling"],
+    ids=["replaced_token", "span_corruption", "infilling", "permuted_lm"],
 )
 def test_a_spec_trains_on_plain_text(tmp_path: Path, options: dict[str, Any]) -> None:
     spec = spec_of(tmp_path / "text", **options)

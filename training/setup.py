@@ -59,14 +59,15 @@ def check_settings(spec: Spec, world: World) -> None:
 def initialise_from(model: Topology, folder: str) -> tuple[Initialised, Tokenizer | None]:
     """Put the weights of the run in `folder` into a model, and return what was done, with that run's tokenizer.
 
-    Heads that the run has not, or not of the same shape, keep their first weights; all else must be there.
+    Heads that the run has not, or not of the same shape, keep their first weights; all else must be there. Stacks of
+    the run that the model has not are left.
 
     Raises:
         CheckpointError: it is no run, or other parts of the models differ.
     """
     run = read_run(folder)
     weights, own = renewed(model, last_weights(run.folder)), model.state_dict()
-    taken = {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
+    taken = {name: tensor for name, tensor in weights.items() if name.partition(".")[0] in model.stacks}
     fresh = []
     for name, tensor in own.items():
         if name.startswith("heads."):

@@ -12,7 +12,7 @@ from ...core.heads import MultiHeadAttention
 from ...core.tokens import Tokens
 from ...errors import InputError, SpecError
 from ..cases import Case
-from ..companions import bases, hooked, is_mechanism
+from ..companions import bases, composes, has_heads_for, hooked
 from ..places import able, base, everywhere
 from ..registered import row
 from ..specs import Draft, needs
@@ -63,7 +63,7 @@ def _pairs(case: Case) -> bool:
 def _hook(case: Case, hook: str) -> bool:
     x, causal = vectors(1, LENGTH), able(case, "causal")
     plain = run(stack([case], causal=causal), x)
-    with_it = [run(stack([case], positions=[p], causal=causal), x) for p in hooked(hook)]
+    with_it = [run(stack([case], positions=[p], causal=causal), x) for p in hooked(hook) if has_heads_for(case, p)]
     changed = [not torch.equal(y, plain) for y in with_it]
     return all(changed) if able(case, hook) else any(changed)
 
@@ -104,7 +104,7 @@ def composing(subject: Subject, trial: Trial) -> None:
             draft = Draft(subject.case, position=chosen, topology=topology)
             needed = needs(topology.cls) | (set() if chosen is None else chosen.cls.hooks & {"rotate", "score"})
             reasons = [lacks[need] for need in sorted(needed & lacks.keys())]
-            if chosen is not None and chosen.cls.projects and not lacks and not is_mechanism(subject.case):
+            if chosen is not None and not reasons and not composes(subject.case, chosen):
                 reasons.append("a mixer, has none of these")
             what = f"a spec that needs {', '.join(sorted(needed & lacks.keys()))} composes"
             if reasons:

@@ -10,7 +10,7 @@ import torch
 from ...core.stack import Stack
 from ...core.state import MEMORY, PAST, Growth, State
 from ...errors import InputError
-from ..companions import bases, hooked, serving
+from ..companions import decoding, hooked, serving
 from ..places import causal, causal_pairs, crossing, once, pair
 from ..registered import row, unless_able
 from ..stacks import in_steps, lengths, padded, pieces, run, stack, step, vectors
@@ -106,7 +106,7 @@ def rows_of_different_lengths(subject: Subject, trial: Trial) -> None:
 def chunks_with_a_memory(subject: Subject, trial: Trial) -> None:
     batch, length = trial.size("batch", (3,)), trial.size("length", (11, 23))
     columns = trial.size("memory", (13, 29))
-    model = stack(bases("attention")[:2], cross=subject.case)
+    model = stack(decoding()[:2], cross=subject.case)
     x, memory = vectors(batch, length), vectors(batch, columns)
     mask = (torch.rand(batch, columns) < 0.6).long()
     mask[2:3] = 0
@@ -222,6 +222,6 @@ def crop(subject: Subject, trial: Trial) -> None:
 @torch.no_grad()
 def a_memory_s_state(subject: Subject, trial: Trial) -> None:
     batch, columns = trial.size("batch", (3,)), trial.size("memory", (13, 29))
-    model = stack(bases("attention")[:1], cross=subject.case).to(torch.bfloat16)
+    model = stack(decoding()[:1], cross=subject.case).to(torch.bfloat16)
     state = model.prime(model.empty_state(batch), vectors(batch, columns).to(torch.bfloat16), None)
     check_declared(trial, model, state, batch, columns)

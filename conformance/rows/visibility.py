@@ -11,7 +11,7 @@ from ...core.context import Context
 from ...core.heads import MultiHeadAttention
 from ...core.tokens import ORDER, Tokens
 from ..cases import D_MODEL, Case
-from ..companions import bases, is_mechanism, serving
+from ..companions import decoding, is_mechanism, serving
 from ..places import (
     causal,
     crossing,
@@ -241,7 +241,7 @@ def order_with_positions(subject: Subject, trial: Trial) -> None:
 @row(7, "a memory has neither order nor padding", kinds=("attention",), places=crossing, excuse=unless_able("cross"))
 def a_memory_s_order_and_padding(subject: Subject, trial: Trial) -> None:
     length, batch = trial.size("memory", (17,), least=10), trial.size("batch", (3,))
-    model = stack(bases("attention")[:1], cross=subject.case)
+    model = stack(decoding()[:1], cross=subject.case)
     x, memory = vectors(batch, 5), vectors(batch, length)
     turn = torch.randperm(length)
     want = run(model, x, memory=memory)

@@ -35,6 +35,7 @@ class BigBirdAttention(Mechanism):
         lacks={
             "causal": "all tokens see the last block of a sequence",
             "cross": "blocks compare positions of one sequence, and a memory's are those of another",
+            "pairs": "its blocks follow the columns of one text",
         },
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (

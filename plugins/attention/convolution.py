@@ -36,6 +36,7 @@ class ConvolutionAttention(Mixer):
         lacks={
             "score": "its weights belong to distances, and no pair of tokens ever has a score",
             "cross": "a kernel slides along one sequence, and a memory is another",
+            "pairs": "its weights belong to distances, and a kernel slides along columns",
         },
     )
 

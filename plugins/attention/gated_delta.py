@@ -42,6 +42,7 @@ class GatedDeltaAttention(Mixer):
             "two_sided": "its state runs from the first token to the last, and what comes later never enters it",
             "score": "each token corrects what earlier ones left, and no pair of tokens ever has a score",
             "cross": "it reads one sequence in order, and has no queries to put to a memory",
+            "pairs": "it reads tokens in the order of their columns, and knows no other",
         },
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
@@ -148,7 +149,7 @@ class GatedDeltaAttention(Mixer):
     ) -> tuple[Tensor, Memories | None]:
         heads, valid = self.config.n_heads, context.tokens.valid
         mixed, gate, share, steps = self.up(x).split((2 * self.keys + self.width, self.width, heads, heads), dim=-1)
-        mixed, near = convolve(mixed, context, state)
+        mixed, near = convolve(at_least_fp32(mixed), context, state)
         mixed = activate(self.config.activation, mixed)
         q, k, v = mixed.split((self.keys, self.keys, self.width), dim=-1)
         q, k, v = (t.unflatten(-1, (-1, d)) for t, d in ((q, self.key_dim), (k, self.key_dim), (v, self.head_dim)))

@@ -28,10 +28,12 @@ class LatentAttention(Mixer):
     """
 
     declares: ClassVar[Declaration] = Declaration(
-        can=frozenset({"causal", "two_sided", "documents", "rotate", "score", "compile", "pairs"}),
+        can=frozenset({"causal", "two_sided", "documents", "rotate", "compile", "pairs"}),
         lacks={
             "cross": "the key that all its heads share tells how far apart two tokens of one sequence stand, and a "
-            "memory's tokens stand in another"
+            "memory's tokens stand in another",
+            "score": "a step reads what is kept as it is, compressed, and no head's keys are formed that a position "
+            "could be given to score",
         },
         time=2.0,
     )
@@ -134,9 +136,7 @@ class LatentAttention(Mixer):
         """Expand all keys and values, compute all scores, mask them, and take the softmax."""
         q, kept, state = self._projected(x, context, state)
         k, v = self._keys_values(kept)
-        bias = context.score(context.tokens, context.keys, q, k)
-        mask = self.visible(context.tokens, context.keys)
-        mixed, weights = softmax_reference(q, k, v, mask, bias, self.scale)
+        mixed, weights = softmax_reference(q, k, v, self.visible(context.tokens, context.keys), None, self.scale)
         if context.weights is not None:
             context.weights.append(weights)
         return self.out(mixed.flatten(-2)), state

@@ -62,7 +62,11 @@ class LocalAttention(Mechanism):
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.window = config.around // 2 + 1 if config.window is None else config.window
+        if config.around is None:
+            assert config.window is not None
+            self.window = config.window
+        else:
+            self.window = config.around // 2 + 1
 
     def declared(self) -> Declared:
         """Keep the newest `window` keys, turned, and values."""

@@ -25,8 +25,8 @@ GLOBAL = "global_attention_mask"
 class LongformerAttention(Mechanism):
     """Let every token see those near it and the global ones, which see everything (Beltagy et al. 2020).
 
-    Which tokens are global the input `global_attention_mask` says, none when it is left out. They ask with queries of
-    their own, for keys and values of their own: the set `_global`. By all others they are seen as any token is, once.
+    Which tokens are global the input `global_attention_mask` says. They ask with queries of their own, for keys and
+    values of their own: the set `_global`. By all others they are seen as any token is, once.
     """
 
     lowers: ClassVar[Mapping[str, str]] = {"onnx": "masked"}  # one Attention in place of its parts
@@ -36,15 +36,22 @@ class LongformerAttention(Mechanism):
         lacks={
             "causal": "all tokens see the global ones, wherever these stand",
             "cross": "a window compares positions of one sequence, and a memory's are those of another",
+            "pairs": "its window follows the columns of one text",
         },
     )
-    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({"n_heads": 6, "window": 8}, {"n_heads": 6, "window": 2})
+    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"n_heads": 6, "window": 8},
+        {"n_heads": 6, "window": 2, "first": True},
+    )
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HeadsConfig):
-        """window: tokens seen besides the token itself, half of them on each side."""
+        """window: tokens seen besides the token itself, half of them on each side. first: whether the first token is
+        global of a text for which a call chooses none.
+        """
 
         window: int
+        first: bool = False
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -57,40 +64,37 @@ class LongformerAttention(Mechanism):
 
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
         """Return who may see whom: all whom the model's rule allows, where one is near the other or one is global."""
-        seen = visible(q, k, causal=False) & (self._near(q, k) | _marked(k).unsqueeze(1))
-        return seen | (visible(q, k, causal=False) & _marked(q).unsqueeze(2))
+        q, k = self._told(q), self._told(k)
+        chosen = self._near(q, k) | _marked(k).unsqueeze(1) | _marked(q).unsqueeze(2)
+        return visible(q, k, causal=False) & chosen
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
     ) -> tuple[Tensor, Memories | None]:
         """Mix in blocks of half a window, each seeing its neighbours and the global tokens: linear in T.
 
-        Few tokens take one dense mask; so do global tokens while compiling, where their number would be a break.
+        Few tokens take one dense mask; so do global tokens where their number can't be asked for: while compiling.
         """
-        tokens, side = context.tokens, self.config.window // 2
+        tokens, side = self._told(context.tokens), self.config.window // 2
         if context.weights is not None or is_exporting():
             return self.reference(q, k, v, context, state)
-        if q.shape[1] <= 3 * side or (GLOBAL in tokens.marks and torch.compiler.is_compiling()):
+        if q.shape[1] <= 3 * side or (GLOBAL in tokens.marks and (torch.compiler.is_compiling() or q.is_meta)):
             return self.masked(q, k, v, context, state)
-        if GLOBAL not in tokens.marks:
-            return self._in_blocks(*_first(q, k, v), context, None), None
-        order, there = tokens.once("global tokens", lambda: _listed(_marked(tokens)))
-        if order.shape[1] == 0:
-            return self._in_blocks(*_first(q, k, v), context, None), None
-        global_tokens = tokens.map(lambda t: t.expand(tokens.rows, -1).gather(1, order))
-        global_tokens = Tokens(global_tokens.pos, there, global_tokens.doc, global_tokens.marks)
-        y = self._in_blocks(*_first(q, k, v), context, (order, global_tokens))
-        return self._from_global(y, *_second(q, k, v), context, order, global_tokens), None
+        order, those = tokens.once("global tokens", lambda: _listed(tokens))
+        y = self._in_blocks(*_set(0, q, k, v), context.of(0), tokens, order, those)
+        if order.shape[1]:
+            y = self._from_global(y, *_set(1, q, k, v), context.of(1), tokens, order, those)
+        return y, None
 
     def masked(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
     ) -> tuple[Tensor, Memories | None]:
         """Compute `forward` by torch's fused kernel with dense masks, whatever the length."""
-        tokens = context.tokens
-        mask = context.once(("longformer", self.config), lambda: self.visible(tokens, tokens))
-        found = []
-        for qs, ks, vs in (_first(q, k, v), _second(q, k, v))[: 2 if GLOBAL in tokens.marks else 1]:
-            bias = context.score(tokens, tokens, qs, ks)
+        tokens, found = self._told(context.tokens), []
+        mask = tokens.once(("longformer", self.config.window), lambda: self.visible(tokens, tokens))
+        for place in range(2 if GLOBAL in tokens.marks else 1):
+            qs, ks, vs = _set(place, q, k, v)
+            bias = context.of(place).score(tokens, tokens, qs, ks)
             found.append(softmax_attention(qs, ks, vs, scale=self.scale, mask=mask, bias=bias))
         return _merged(found, tokens), None
 
@@ -98,10 +102,11 @@ class LongformerAttention(Mechanism):
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
     ) -> tuple[Tensor, Memories | None]:
         """Compute all scores of both sets, mask what is not seen, and take the softmax."""
-        tokens, found, weights = context.tokens, [], []
+        tokens, found, weights = self._told(context.tokens), [], []
         mask = self.visible(tokens, tokens)
-        for qs, ks, vs in (_first(q, k, v), _second(q, k, v)):
-            bias = context.score(tokens, tokens, qs, ks)
+        for place in range(2):
+            qs, ks, vs = _set(place, q, k, v)
+            bias = context.of(place).score(tokens, tokens, qs, ks)
             y, given = softmax_reference(qs, ks, vs, mask, bias, self.scale)
             found.append(y)
             weights.append(given.transpose(1, 2))
@@ -118,35 +123,52 @@ class LongformerAttention(Mechanism):
         distance: Tensor = q.pos.unsqueeze(2) - k.pos.unsqueeze(1)
         return distance.abs() <= self.config.window // 2
 
+    def _told(self, tokens: Tokens) -> Tokens:
+        """Return tokens marked where they are global; as they are, where none is."""
+        if GLOBAL not in tokens.marks and not self.config.first:
+            return tokens
+        return tokens.once(("told", self.config.first), lambda: self._telling(tokens))
+
+    def _telling(self, tokens: Tokens) -> Tokens:
+        found = _marked(tokens) if tokens.valid is None else _marked(tokens) & tokens.valid
+        if self.config.first:
+            if tokens.doc is None:
+                chosen = found.any(1, keepdim=True)
+            else:
+                chosen = (visible(tokens, tokens, causal=False) & found.unsqueeze(1)).any(2)
+            first = tokens.pos == 0 if tokens.valid is None else (tokens.pos == 0) & tokens.valid
+            found = found | (first & ~chosen)
+        return Tokens(tokens.pos, tokens.valid, tokens.doc, {**tokens.marks, GLOBAL: found.long()})
+
     def _in_blocks(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, others: tuple[Tensor, Tokens] | None
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, tokens: Tokens, order: Tensor, those: Tokens
     ) -> Tensor:
         """Return what every token makes of those near it, and of the global ones: (B, T, H, D).
 
-        others: the columns of the global tokens, (B, G), and these tokens.
+        order: the columns of the global tokens, (B or 1, G); those: these tokens.
         """
-        (batch, length), tokens, block = q.shape[:2], context.tokens, self.config.window // 2
+        (batch, length), block = q.shape[:2], self.config.window // 2
         blocks = -(-length // block)
         chosen = torch.arange(blocks, device=q.device)[:, None] + torch.arange(-1, 2, device=q.device)
         chosen = chosen.masked_fill(chosen >= blocks, -1).unsqueeze(0)
         key = ("longformer blocks", block)
         q_tokens, k_tokens = tokens.once(key, lambda: block_tokens(tokens, chosen, block))
-        mask = context.once((*key, "mask"), lambda: self._inside(q_tokens, k_tokens))
+        mask = tokens.once((*key, "mask"), lambda: self._inside(q_tokens, k_tokens))
         q, near_k, near_v = cut(q, block).flatten(0, 1), gathered(k, chosen, block), gathered(v, chosen, block)
         bias = context.score(q_tokens, k_tokens, q, near_k)
+        if order.shape[1]:
+            far = tokens.once((*key, "global"), lambda: those.map(lambda t: t.repeat_interleave(blocks, 0)))
+            far_k, far_v = (_take(x, order).repeat_interleave(blocks, 0) for x in (k, v))
+            mask = torch.cat([mask, visible(q_tokens, far, causal=False)], dim=-1)
+            if bias is not None:
+                added = context.score(q_tokens, far, q, far_k)
+                assert added is not None
+                rows = max(len(bias), len(added))
+                bias = torch.cat([each.expand(rows, -1, -1, -1) for each in (bias, added)], dim=-1)
+            near_k, near_v = torch.cat([near_k, far_k], dim=1), torch.cat([near_v, far_v], dim=1)
         if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
             mask = mask.repeat(batch, 1, 1)
             bias = None if bias is None else in_each_row(bias, q.shape[0])
-        if others is not None:
-            order = others[0]
-            those = tokens.once((*key, "global"), lambda: others[1].map(lambda t: t.repeat_interleave(blocks, 0)))
-            far_k, far_v = (_take(x, order).repeat_interleave(blocks, 0) for x in (k, v))
-            mask = torch.cat([mask, visible(q_tokens, those, causal=False)], dim=-1)
-            if bias is not None:
-                added = context.score(q_tokens, those, q, far_k)
-                assert added is not None
-                bias = torch.cat([each.expand(len(q), -1, -1, -1) for each in (bias, added)], dim=-1)
-            near_k, near_v = torch.cat([near_k, far_k], dim=1), torch.cat([near_v, far_v], dim=1)
         y = softmax_attention(q, near_k, near_v, scale=self.scale, mask=mask, bias=bias)
         return y.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length]
 
@@ -155,38 +177,33 @@ class LongformerAttention(Mechanism):
         return visible(q, k, causal=False) & self._near(q, k) & ~_marked(k).unsqueeze(1)
 
     def _from_global(
-        self, y: Tensor, q: Tensor, k: Tensor, v: Tensor, context: Context, order: Tensor, those: Tokens
+        self, y: Tensor, q: Tensor, k: Tensor, v: Tensor, context: Context, tokens: Tokens, order: Tensor, those: Tokens
     ) -> Tensor:
         """Return y (B, T, H, D) with what the global tokens make of all in their places."""
-        tokens, q = context.tokens, _take(q, order)
+        q, marked = _take(q, order), _marked(tokens)
         bias = context.score(those, tokens, q, k)
         mixed = softmax_attention(q, k, v, scale=self.scale, mask=visible(those, tokens, causal=False), bias=bias)
-        marked = _marked(tokens)
         place = (marked.long().cumsum(1) - 1).clamp(min=0)
         return torch.where(marked[:, :, None, None], _take(mixed, place), y)
 
 
 def _marked(tokens: Tokens) -> Tensor:
-    """Return which tokens are global, (B, T) bool; (1, T) where a call says of none."""
-    found = tokens.marks[GLOBAL].bool() if GLOBAL in tokens.marks else torch.zeros_like(tokens.pos[:1]).bool()
-    return found if tokens.valid is None else found & tokens.valid
+    """Return which tokens are global, (B, T) bool; (1, T) where nothing says so."""
+    return (tokens.marks[GLOBAL] if GLOBAL in tokens.marks else torch.zeros_like(tokens.pos[:1])).bool()
 
 
-def _listed(marked: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the columns of the global tokens (B, T), the most that a row has, and which of them are there: (B, G)."""
-    packing = Packing.of(marked)
-    most = int(packing.length.max()) if len(marked) else 0  # a device is asked for it once a pass
-    return packing.order[:, :most], packing.valid[:, :most]
+def _listed(tokens: Tokens) -> tuple[Tensor, Tokens]:
+    """Return the columns of the global tokens (B or 1, G), for the most that a row has, and these tokens."""
+    packing = Packing.of(_marked(tokens))
+    most = int(packing.length.max()) if GLOBAL in tokens.marks and len(packing.length) else 0  # once a pass
+    order, there = (t.expand(tokens.rows, -1)[:, :most] for t in (packing.order, packing.valid))
+    those = tokens.map(lambda t: t.expand(tokens.rows, -1).gather(1, order))
+    return order, Tokens(those.pos, there, those.doc, those.marks)
 
 
-def _first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the queries, keys and values by which tokens see those near them and the global ones."""
-    return q.chunk(2, dim=2)[0], k.chunk(2, dim=2)[0], v.chunk(2, dim=2)[0]
-
-
-def _second(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return those by which global tokens see all."""
-    return q.chunk(2, dim=2)[1], k.chunk(2, dim=2)[1], v.chunk(2, dim=2)[1]
+def _set(place: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one set of queries, keys and values: 0 sees those near and the global ones, 1 all from the global ones."""
+    return q.chunk(2, dim=2)[place], k.chunk(2, dim=2)[place], v.chunk(2, dim=2)[place]
 
 
 def _merged(found: list[Tensor], tokens: Tokens) -> Tensor:
@@ -195,5 +212,5 @@ def _merged(found: list[Tensor], tokens: Tokens) -> Tensor:
 
 
 def _take(x: Tensor, columns: Tensor) -> Tensor:
-    """Return some columns (B, G) of x (B, T, H, D)."""
-    return x.gather(1, columns[:, :, None, None].expand(-1, -1, *x.shape[2:]))
+    """Return some columns (B or 1, G) of x (B, T, H, D)."""
+    return x.gather(1, columns[:, :, None, None].expand(len(x), -1, *x.shape[2:]))

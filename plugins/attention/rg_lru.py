@@ -37,6 +37,7 @@ class RgLruAttention(Mixer):
             "two_sided": "its convolution and its sum hold what came before, and a sum of what comes is another layer",
             "score": "it carries one sum from token to token, and no pair of tokens ever has a score",
             "cross": "it reads one sequence in order, and has no queries to put to a memory",
+            "pairs": "it reads tokens in the order of their columns, and knows no other",
         },
     )
 
@@ -135,7 +136,7 @@ class RgLruAttention(Mixer):
 
     def _terms(self, u: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return a and b of h_t = a_t h_(t-1) + b_t, (B, T, width), for u (B, T, width), at least in fp32."""
-        blocks = u.unflatten(-1, (self.config.n_heads, -1))
+        blocks = u.to(self.gates.dtype).unflatten(-1, (self.config.n_heads, -1))
         gates = at_least_fp32(torch.einsum("btni,nio->btno", blocks, self.gates) + self.gates_bias)
         r, i = (torch.sigmoid(gate.flatten(-2)) for gate in gates.chunk(2, dim=-1))
         log_a = -POWER * r * F.softplus(self.decay.to(r.dtype))

@@ -36,6 +36,7 @@ class RwkvAttention(Mixer):
             "two_sided": "its weights fall with the tokens since a key, and those of keys still to come would rise",
             "score": "it carries two sums from token to token, and no pair of tokens ever has a score",
             "cross": "it reads one sequence in order, and has no queries to put to a memory",
+            "pairs": "it reads tokens in the order of their columns, and knows no other",
         },
     )
 

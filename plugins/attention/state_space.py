@@ -39,6 +39,7 @@ class StateSpaceAttention(Mixer):
             "two_sided": "its state runs from the first token to the last, and what comes later never enters it",
             "score": "it sums outer products before any query meets them, so that there is no score to add a bias to",
             "cross": "it reads one sequence in order, and has no queries to put to a memory",
+            "pairs": "it reads tokens in the order of their columns, and knows no other",
         },
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
@@ -55,7 +56,7 @@ class StateSpaceAttention(Mixer):
         expand: n_heads * head_dim over d_model, 2 where head_dim is left out as well. d_state: numbers that a head
         keeps for each of its entries. n_groups: of heads that share keys and queries. kernel: tokens that the
         convolution covers. activation: of what it gives. bias: on the maps in and out. conv_bias: on the convolution.
-        step_limit: the least and the largest step, null for no limit. norm_before_gate: whether the gate comes after the
+        step_limit: the least and the largest step, null for none. norm_before_gate: whether the gate comes after the
         norm. eps: of the norm.
         """
 
@@ -144,7 +145,7 @@ class StateSpaceAttention(Mixer):
     ) -> tuple[Tensor, Memories | None]:
         config, valid = self.config, context.tokens.valid
         gate, mixed, steps = self.up(x).split((self.width, self.width + 2 * self.keys, config.n_heads), dim=-1)
-        mixed, near = convolve(mixed, context, state)
+        mixed, near = convolve(at_least_fp32(mixed), context, state)
         mixed = activate(config.activation, mixed)
         u, b, c = mixed.split((self.width, self.keys, self.keys), dim=-1)
         u, b, c = u.unflatten(-1, (-1, self.head_dim)), _grouped(b, config), _grouped(c, config)

@@ -63,7 +63,7 @@ class TokenEmbedding(Embedding):
     def __init__(self, config: Config, site: Site, lender: TokenEmbedding | None = None) -> None:
         """Build the embedding for its site; with the table of a `lender` where there is one."""
         super().__init__(config, site)
-        narrow = config.width or site.d_model
+        narrow = config.width or site.d_model if lender is None else lender.table().shape[1]
         self.vocab_size = config.vocab_size
         self.scale = _scale(config.scale, site.d_model)
         self.source = None if lender is None else Borrowed(lender)
@@ -137,7 +137,8 @@ class TokenEmbedding(Embedding):
     def lend(self, site: Site) -> Embedding | Borrowed:
         """Lend the table alone: types, norm and map are each stack's own."""
         own = (self.types, self.project, self.norm)
-        return Borrowed(self) if all(part is None for part in own) else TokenEmbedding(self.config, site, self)
+        same = site.d_model == self.site.d_model and all(part is None for part in own)
+        return Borrowed(self) if same else TokenEmbedding(self.config, site, self)
 
 
 def _scale(named: float | str, d_model: int) -> float:

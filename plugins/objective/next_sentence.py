@@ -46,9 +46,12 @@ class NextSentenceObjective(Objective):
         halves = [self._halves(bare(text, self.vocabulary)) for text in first_documents(batch)]
         rows = len(halves)
         other = torch.rand(rows, generator=generator) < self.config.rate if rows > 1 else torch.zeros(rows).bool()
-        far = torch.randint(1, max(rows, 2), (rows,), generator=generator)
-        which = (torch.arange(rows) + far * other) % rows
-        firsts, seconds = [first for first, _ in halves], [halves[row][1] for row in which.tolist()]
+        far = (torch.arange(rows) + torch.randint(1, max(rows, 2), (rows,), generator=generator)) % rows
+        firsts, seconds = [first for first, _ in halves], list[Tensor]()
+        for row, (away, moved) in enumerate(zip(far.tolist(), other.tolist(), strict=True)):
+            own, another = halves[row][1], halves[away][1]
+            # Of one length either way, or the length would tell what goes on.
+            seconds.append((another if moved else own)[: min(len(own), len(another))])
         inputs, _ = pairs(firsts, seconds, self.vocabulary, batch["input_ids"].shape[1])
         if not self.config.types:
             del inputs["token_type_ids"]

@@ -19,7 +19,7 @@ class PermutedLmObjective(Objective):
     Tokens before the first that is asked for are given from the start, so that they see one another.
     """
 
-    fields: ClassVar[frozenset[str]] = frozenset({"input_ids"})
+    fields = frozenset({"input_ids"})
     derives: ClassVar[bool] = True
     permutes: ClassVar[bool] = True
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.head import Head
 from ...core.linear import at_least_fp32
-from ...core.losses import IGNORED
+from ...core.losses import IGNORED, binary_cross_entropy
 from ...core.objective import Loss, Objective, Prepared
 
 
 class ReplacedTokenObjective(Objective):
     """Replace some tokens by others and ask of each whether it was (Clark et al. 2020).
 
-    What stands in for a token is drawn from all tokens of the batch: as often as they are there, blind to context.
+    What stands in for a token is drawn from all tokens of the batch: as often as they are there, blind to context. That
+    needs no generator; `generated_token` trains one, whose tokens are harder to tell.
     """
 
     fields = frozenset({"input_ids"})
@@ -49,12 +49,8 @@ class ReplacedTokenObjective(Objective):
 
     def loss(self, hidden: Tensor, head: Head, prepared: Prepared) -> Loss:
         """Return the summed binary cross-entropy (nats) of hidden (B, T, C), by the head's first logit."""
-        logit = at_least_fp32(head(hidden, prepared.mask))[..., 0]
-        asked = prepared.targets != IGNORED
-        wanted = prepared.targets.clamp(min=0)
-        each = F.binary_cross_entropy_with_logits(logit, wanted.to(logit.dtype), reduction="none")
-        right = ((logit > 0) == (wanted == 1)) & asked
-        return Loss((each * asked).sum(), prepared.count, {"correct": right.sum()})
+        total, right = binary_cross_entropy(head(hidden, prepared.mask)[..., 0], prepared.targets)
+        return Loss(total, prepared.count, {"correct": right})
 
     def reference(self, hidden: Tensor, head: Head, prepared: Prepared) -> Loss:
         """Compute the same from probabilities, of the targets alone."""

@@ -43,6 +43,8 @@ class SumObjective(Objective):
             for place, (name, part) in enumerate(self.parts.items()):
                 if part.cls.heads(part.config):
                     raise ValueError(f"parts: '{part.name}' asks several heads itself, and can't be asked of '{name}'")
+                if part.cls.permutes and len(self.parts) > 1:
+                    raise ValueError(f"parts: '{part.name}' gives hidden states of what it asks for: ask it alone")
                 if place and (part.cls.asks_next or part.cls.lookahead or part.cls.sequences > 1):
                     raise ValueError(f"parts: '{part.name}' makes rows of its own out of the data: let it come first")
 

@@ -29,6 +29,7 @@ class TransformerXlPosition(Position):
 
     hooks: ClassVar[frozenset[str]] = frozenset({"score"})
     relative: ClassVar[bool] = True
+    by_content: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -125,8 +126,8 @@ class TransformerXlPosition(Position):
         ranks = torch.arange(0, self.site.d_model, 2, device=distances.device, dtype=wide)
         angles = distances.to(wide).unsqueeze(1) * (1.0 / self.config.theta ** (ranks / self.site.d_model))
         waves = torch.cat([angles.sin(), angles.cos()], dim=1).to(self.project.weight.dtype)
-        vectors: Tensor = self.project(waves)
-        return vectors.unflatten(1, (self.site.n_heads, self.site.head_dim))
+        vectors: Tensor = torch.unflatten(self.project(waves), 1, (self.site.n_heads, self.site.head_dim))
+        return vectors
 
     def _differ(self, q_tokens: Tokens, k_tokens: Tokens) -> Tensor | None:
         """Return which tokens are of different segments, (B or 1, 1, T, S) bool; None where none is told."""

@@ -1,4 +1,4 @@
-"""Parts of the dense decoders swapped for others: what makes sense composes, what does not is refused with the reason."""
+"""Parts of the dense decoders swapped: what makes sense composes, what does not is refused with the reason."""
 
 from __future__ import annotations
 

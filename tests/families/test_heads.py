@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,63 @@ def causal_parity(theirs: Any, ours: Any, highs: Mapping[str, int]) -> float:
     error = gradients(theirs, ours, {"head": "logits", "words": "logits"}, inputs)
     assert error < 1e-4, error
     return checked(theirs, errors)
+
+
+@pytest.mark.parametrize("prefix", ["bert.", ""])
+def test_older_names_of_norms_come_in_and_go_out(tmp_path: Path, prefix: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from transom.interop import export_checkpoint, import_checkpoint, import_run
+
+    theirs = made("BertForMaskedLM", **SIZES)
+    theirs.save_pretrained(tmp_path / "hf")
+    file = tmp_path / "hf" / "model.safetensors"
+    older = {
+        re.sub(r"LayerNorm\.bias$", "LayerNorm.beta", re.sub(r"LayerNorm\.weight$", "LayerNorm.gamma", name)): tensor
+        for name, tensor in load_file(file).items()
+    }
+    older = {prefix + name.removeprefix("bert.") if name.startswith("bert.") else name: x for name, x in older.items()}
+    assert sum(name.endswith((".gamma", ".beta")) for name in older) == 12
+    save_file(older, file, {"format": "pt"})
+    _, ours = import_checkpoint(tmp_path / "hf")
+    ids = drawn(83, 23, 1)
+    with torch.no_grad():
+        assert apart(ours(input_ids=ids).logits, theirs(input_ids=ids).logits) < 1e-5
+    back = export_checkpoint(import_run(tmp_path / "hf", None, tmp_path / "run"), tmp_path / "back")
+    again = load_file(back / "model.safetensors")
+    assert again.keys() == older.keys() - {"cls.predictions.decoder.bias", "cls.predictions.decoder.weight"}
+    assert all(torch.equal(older[name], tensor) for name, tensor in again.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("BertForPreTraining", SIZES),
+        ("RobertaForSequenceClassification", SIZES),
+        ("ElectraForPreTraining", SIZES | {"embedding_size": 20}),
+        ("T5ForConditionalGeneration", T5),
+        ("MT5ForConditionalGeneration", T5),
+        ("T5EncoderModel", T5),
+        ("BartForConditionalGeneration", BART),
+        ("BartForCausalLM", BART | {"use_cache": False}),
+        ("PegasusForConditionalGeneration", BART),
+    ],
+)
+def test_a_graph_of_it_agrees(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    import transom
+
+    model = getattr(transformers, name)
+    sharpened(model(model.config_class(**options)), 1.0 if "T5" in name else 2.0).save_pretrained(tmp_path / "hf")
+    _, ours = transom.import_checkpoint(tmp_path / "hf")
+    transom.export(ours, tmp_path / "out")
+
+
+def test_a_stack_that_is_two_sided_can_be_causal(tmp_path: Path) -> None:
+    """What a family is made of can be swapped, its topology too."""
+    from transom.interop import family_spec, import_checkpoint
+
+    made("BertForMaskedLM", **SIZES).save_pretrained(tmp_path / "hf")
+    spec = family_spec(tmp_path / "hf", ["model.topology=decoder", "objective=causal_lm"])
+    _, ours = import_checkpoint(tmp_path / "hf", spec)
+    ids = drawn(83, 23, 1)
+    assert apart(ours(input_ids=ids[:, :9]).logits, ours(input_ids=ids).logits[:, :9]) < 1e-5

@@ -74,6 +74,10 @@ def test_a_state_does_not_cross(crossing: Any) -> None:
     out = crossing(input_ids=ids[:, 15:16], state=out.state)
     with pytest.raises(InputError, match="a state of a row of at most 16 tokens can't go on beyond them"):
         crossing(input_ids=ids[:, 16:17], state=out.state)
+    out = crossing(input_ids=ids[:, :20], state=crossing.empty_state(3))
+    assert out.state.crop(17).columns == 17
+    with pytest.raises(InputError, match="can't crop a state of a row of more than 16 tokens to 16 or fewer"):
+        out.state.crop(16)
     right, left = masks(23)
     for mask in (right, left):  # 23, 17 and 9 tokens: the last row is the one that may not go on
         state = crossing(input_ids=ids, attention_mask=mask, state=crossing.empty_state(3)).state
@@ -135,5 +139,5 @@ def test_older_names_and_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="2 factors for the 3 pairs that turn"):
         transom.compose(family_spec(tmp_path))
     linear = ["model.position.scaling.kind=linear", "model.position.scaling.factor=2.0"]
-    with pytest.raises(SpecError, match="short: longrope needs it, and no other kind has it"):
+    with pytest.raises(SpecError, match="short_factor: longrope needs it, and no other kind has it"):
         family_spec(tmp_path, linear)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 from two_sided import broken_by, drawn, masks, sharpened, spreads, there_and_back
 
 import transom
+from transom.interop import family_spec
 
 
 def small(**more: Any) -> Any:
@@ -87,3 +89,40 @@ def test_a_model_without_a_head(tmp_path: Path) -> None:
     ours, ids = there_and_back(theirs, tmp_path), drawn(83, 37, 2)
     with torch.no_grad():
         checked(theirs, [apart(ours(input_ids=ids).hidden, theirs(input_ids=ids).last_hidden_state)])
+
+
+def refusal(theirs: Any, folder: Path, **wrong: Any) -> str:
+    """Return what is said of a folder some of whose fields were changed."""
+    theirs.save_pretrained(folder / "hf")
+    config = json.loads((folder / "hf" / "config.json").read_text(encoding="utf-8"))
+    (folder / "hf" / "config.json").write_text(json.dumps(config | wrong), encoding="utf-8")
+    with pytest.raises(transom.TransomError) as caught:
+        transom.import_checkpoint(folder / "hf")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("block_types", ["recurrent", "delta"], "block_types.1: 'delta' is not known to the family"),
+        (
+            "rope_parameters",
+            {"rope_type": "yarn"},
+            "rope_parameters.rope_type: 'yarn' is not supported; only 'default'",
+        ),
+        ("hidden_activation", "mish", "hidden_activation: 'mish' is not known to the family"),
+        ("lru_width", 41, "6 blocks do not divide 41 channels evenly"),
+        ("conv1d_width", 0, "0 covers no token"),
+    ],
+)
+def test_what_it_can_t_be_is_refused_at_its_place(tmp_path: Path, field: str, value: Any, said: str) -> None:
+    assert said in refusal(small(num_hidden_layers=2), tmp_path, **{field: value})
+
+
+def test_layers_begin_again_and_are_cut(tmp_path: Path) -> None:
+    found = {}
+    for types in (["recurrent"], ["recurrent", "attention", "attention"], ["attention"] * 7):
+        small(block_types=types).save_pretrained(tmp_path / "hf")
+        layers = family_spec(tmp_path / "hf").model.stacks["decoder"].layers
+        found[len(types)] = "".join(layer.attention.name[0] for layer in layers if layer.attention)
+    assert found == {1: "rrrrr", 3: "rllrl", 7: "lllll"}

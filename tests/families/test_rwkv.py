@@ -13,6 +13,7 @@ from transformers import RwkvConfig, RwkvForCausalLM
 from two_sided import broken_by, drawn, masks, sharpened, there_and_back
 
 import transom
+from transom.registry.spec import load_spec
 
 
 def small(**more: Any) -> Any:
@@ -51,7 +52,7 @@ def test_rwkv(tmp_path: Path, more: dict[str, Any]) -> None:
 
 
 def test_a_graph_of_it_agrees(tmp_path: Path) -> None:
-    small().save_pretrained(tmp_path / "hf")
+    small(num_hidden_layers=2, rescale_every=1).save_pretrained(tmp_path / "hf")
     _, model = transom.import_checkpoint(tmp_path / "hf")
     assert transom.export(model, tmp_path / "out").rows
 
@@ -76,3 +77,26 @@ def test_a_model_without_a_head(tmp_path: Path) -> None:
     ours, ids = there_and_back(theirs, tmp_path), drawn(83, 37, 2)
     with torch.no_grad():
         checked(theirs, [apart(ours(input_ids=ids).hidden, theirs(input_ids=ids).last_hidden_state)])
+
+
+def test_a_stream_of_fixed_size_is_not_halved() -> None:
+    for option in ("placement=post", "residual=after", "position=sinusoidal"):
+        with pytest.raises(transom.TransomError, match=r"halve_every: the vectors are of a fixed size"):
+            load_spec("rwkv", [f"model.layer.{option}"])
+    assert load_spec("rwkv", ["model.layer.placement=post", "model.halve_every=0"])
+
+
+def test_other_parts_compose_or_are_refused_with_the_reason() -> None:
+    for option in (
+        "attention={kind: local, n_heads: 4, window: 16}",
+        "norm=rms",
+        "feedforward=glu",
+        "placement=parallel",
+    ):
+        transom.compose(load_spec("rwkv", ["model.layers=[{repeat: 2}]", f"model.layer.{option}"]), device="meta")
+    for option, why in {
+        "position=alibi": "no pair of tokens ever has a score",
+        "topology=encoder": "would rise",
+    }.items():
+        with pytest.raises(transom.TransomError, match=why):
+            transom.compose(load_spec("rwkv", [f"model.{option}", "objective=none"]), device="meta")

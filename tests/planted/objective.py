@@ -11,6 +11,7 @@ from transom.core.objective import Loss, Prepared
 from transom.registry.manager import get
 
 CAUSAL_LM, MASKED_LM = get("objective", "causal_lm"), get("objective", "masked_lm")
+PERMUTED_LM = get("objective", "permuted_lm")
 
 
 @planted(27, "asked for its next")
@@ -130,3 +131,24 @@ class ShowsTheAnswer(MASKED_LM):
     def prepare(self, batch, generator):
         made = super().prepare(batch, generator)
         return Prepared({**made.inputs, "input_ids": batch["input_ids"]}, made.targets, made.mask)
+
+
+@planted(27, "what is given comes after")
+class AsksForTheFirst(PERMUTED_LM):
+    """What is asked for stands first in the order: it is seen by all that should tell it."""
+
+    def prepare(self, batch, generator):
+        made = super().prepare(batch, generator)
+        return Prepared(
+            made.inputs | {"order": made.inputs["order"].max() - made.inputs["order"] + 1}, made.targets, made.mask
+        )
+
+
+@planted(27, "each target")
+class AsksNextToIt(PERMUTED_LM):
+    """Targets are those of the columns beside the ones that are asked for."""
+
+    def prepare(self, batch, generator):
+        made = super().prepare(batch, generator)
+        beside = batch["input_ids"].roll(1, 1).gather(1, made.inputs["asked"])
+        return Prepared(made.inputs, beside.masked_fill(made.targets == IGNORED, IGNORED), made.mask)

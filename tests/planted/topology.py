@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from planted.fault import planted
 from transom.core.topology import Output
 from transom.registry.manager import get
@@ -68,3 +70,20 @@ class GivesUndeclared(ENCODER):
     def graphs(self):
         graph = super().graphs()["model"]
         return {"model": replace(graph, outputs={n: dims for n, dims in graph.outputs.items() if n != "hidden"})}
+
+
+@planted(6, "does not know what comes first")
+class DropsItsOrder(ENCODER):
+    """Rows come with an order of their own, and all tokens are told at once: nothing is before what is asked for."""
+
+    def forward(self, *, order=None, asked=None, **given):
+        return super().forward(order=None if order is None else torch.ones_like(order), asked=asked, **given)
+
+
+@planted(10, "segment by segment")
+class ForgetsItsSegments(ENCODER):
+    """What came in is kept, and not what the segment adds."""
+
+    def forward(self, *, state=None, **given):
+        out = super().forward(state=state, **given)
+        return Output(out.logits, out.hidden, state, out.attentions)
