@@ -34,8 +34,8 @@ class StateFacts:
     """Describe a tensor of the state: the names under which graphs take and give it, and what it is when empty.
 
     `dims`: those that it comes in with. `grows`: `ring`, `fixed` or `static`, as components declare it; `slots`, where
-    `past` is how many tokens there is room for, and a step writes to the slots of its tokens; or `append`, where what is
-    `past` when it comes in is `total` when it goes out. `fill`: the value of an empty entry.
+    `past` is how many tokens there is room for, and a step writes to the slots of its tokens; or `append`, where what
+    is `past` when it comes in is `total` when it goes out. `fill`: the value of an empty entry.
     """
 
     input: str

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.topology import Graph, Topology
+from ..core.topology import Graph
 from .manifest import GraphFacts, StateFacts, is_mask
 from .session import Session, empty_state, providers
 
@@ -79,10 +79,13 @@ class Report:
 
 
 def compare(
-    model: Topology, folder: Path, graphs: Mapping[str, GraphFacts], state: Mapping[str, StateFacts], max_seq_len: int
+    functions: Mapping[str, Graph],
+    folder: Path,
+    graphs: Mapping[str, GraphFacts],
+    state: Mapping[str, StateFacts],
+    max_seq_len: int,
 ) -> Report:
     """Run every case in PyTorch and on every provider of this machine. The model is fp32, on CPU, in eval mode."""
-    functions = model.graphs()
     rows = []
     for provider in providers():
         sessions = {name: Session(folder, facts, state, provider) for name, facts in graphs.items()}
@@ -146,7 +149,9 @@ class _Tally:
             self.errors[name] = max(self.errors.get(name, 0.0), relative_error(found[name], want))
             if name.startswith("logits"):
                 masks = (mask.astype(bool) for n, mask in inputs.items() if is_mask(n) and mask.ndim == want.ndim - 1)
-                real = next(masks, np.ones(want.shape[:-1], dtype=bool))
+                real: NDArray[np.bool_] = next(masks, np.ones(want.shape[:-1], dtype=bool))
+                if real.shape != want.shape[:-1]:  # of each row's last token alone
+                    real = np.any(real, axis=1, keepdims=True)
                 same = want.argmax(-1) == found[name].argmax(-1)
                 self._same += int(same[real].sum())
                 self._tokens += int(real.sum())

@@ -120,7 +120,7 @@ class Runtime:
         past = None if kept is None else (kept["pos"].numpy() >= 0).sum(axis=1)
         given = self._with_mask(name, inputs, past)
         if kept is None:
-            kept = empty_state(self.manifest.state, len(next(iter(given.values()))))
+            kept = empty_state(self.manifest.state, len(next(iter(given.values()))), 0)
         outputs, after = self._sessions[name].run(given, {n: kept[n] for n in self.manifest.graphs[name].takes})
         return outputs[output], after
 
@@ -179,10 +179,13 @@ class Runtime:
         state = self._with_room(state, int(state.seen.max(initial=0)) + mask.shape[1])
         session = self._sessions[self._step]
         outputs, after = session.run(given, {name: state.values[name] for name in session.facts.takes})
-        # The last real column; of a row that has none, whose logits nobody reads, the last of all.
-        last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+        logits = outputs["logits"]
+        if session.facts.outputs["logits"].dims[1] == 1:
+            last = np.zeros(len(mask), dtype=np.int64)
+        else:  # the last real column; of a row that has none, whose logits nobody reads, the last of all
+            last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
         # What the logits hold beyond the tokenizer's tokens stands for nothing.
-        logits = outputs["logits"][np.arange(len(last)), last, : self.vocab_size]
+        logits = logits[np.arange(len(last)), last, : self.vocab_size]
         return logits.astype(np.float32, copy=False), Held({**state.values, **after}, covered, state.room)
 
     def _with_room(self, state: Held, tokens: int) -> Held:

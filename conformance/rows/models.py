@@ -36,7 +36,7 @@ def _model(subject: Subject) -> Topology:
 def _inputs(model: Topology, batch: int, length: int) -> dict[str, Tensor]:
     """Draw every input that the model's graphs declare; masks are all ones."""
     found: dict[str, Tensor] = {}
-    sizes = {"batch": batch, "sequence": length, "memory": length + 3}
+    sizes = {"batch": batch, "sequence": length, "total": length, "memory": length + 3}
     for graph in model.graphs().values():
         for name, put in graph.inputs.items():
             shape = tuple(sizes[d] if isinstance(d, str) else d for d in put.dims)
@@ -93,13 +93,43 @@ def graphs_in_steps(subject: Subject, trial: Trial) -> None:
     want = model(**inputs)
     state: dict[str, Tensor] = {}
     if model.declared():
-        state = dict(model.empty_state(batch).tensors)
-        trial.holds(state.keys() == model.declared().keys(), "the state has other names than it declares")
+        tensors = model.empty_state(batch).tensors
+        trial.holds(tensors.keys() == model.declared().keys(), "the state has other names than it declares")
     outputs: dict[str, Tensor] = {}
     for graph in model.graphs().values():
         pieces = [3, 1, length - 4] if graph.takes and generates else [length]  # who sees both sides is not cut
+        state |= {n: t for n, t in empty(model, graph, batch, length).items() if n not in state}
         outputs = _run_in_pieces(trial, graph, {name: inputs[name] for name in graph.inputs}, state, pieces)
     trial.close(outputs["logits"], want.logits, what="the logits")
+
+
+def empty(model: Topology, graph: Graph, batch: int, room: int) -> dict[str, Tensor]:
+    """Return the state that a graph takes before the first token, with room for so many tokens where it has slots."""
+    like = next(model.parameters())
+    slots = room if graph.slots else None
+    return {n: rule.empty(batch, 0, like.dtype, like.device, room=slots) for n, rule in graph.takes.items()}
+
+
+@row(10, "the last token's logits alone", kinds=("topology",), excuse=lambda cls: _unless_generates(cls),
+     places=lambda cases: once([case for case in cases if case.cls.generates]))  # fmt: skip
+@torch.no_grad()
+def the_last_tokens_logits(subject: Subject, trial: Trial) -> None:
+    model, batch, length = _model(subject), trial.size("batch", (3,)), trial.size("length", LENGTHS, least=5)
+    inputs, found = _inputs(model, batch, length), dict[bool, dict[str, Tensor]]()
+    ends = [length - 1, length - 3, 0][:batch]
+    for name in inputs:
+        if name.endswith("attention_mask"):
+            inputs[name] = (torch.arange(length if inputs[name].shape[1] == length else length + 3)
+                            <= torch.tensor(ends).unsqueeze(1)).long()  # fmt: skip
+    for last in (False, True):
+        state: dict[str, Tensor] = {}
+        for graph in model.graphs(last=last).values():
+            state |= {n: t for n, t in empty(model, graph, batch, length).items() if n not in state}
+            given = {name: inputs[name] for name in graph.inputs}
+            found[last] = _run_in_pieces(trial, graph, given, state, [length])
+    logits, want = found[True]["logits"], found[False]["logits"]
+    trial.holds(logits.shape == (batch, 1, want.shape[2]), "the logits are not of one token a row", logits.shape)
+    trial.close(logits[:, 0], want[torch.arange(batch), torch.tensor(ends)], what="the logits of the last real token")
 
 
 def _run_in_pieces(
@@ -109,7 +139,9 @@ def _run_in_pieces(
     found: list[dict[str, Tensor]] = []
     for columns in torch.arange(sum(pieces)).split(pieces):
         before = {name: state[name] for name in graph.takes}
-        outputs, after = graph.run({name: tensor[:, columns] for name, tensor in inputs.items()}, before)
+        covered = torch.arange(int(columns[-1]) + 1)  # a mask of `total` is of all columns since the first step
+        sliced = {n: t[:, covered if "total" in graph.inputs[n].dims else columns] for n, t in inputs.items()}
+        outputs, after = graph.run(sliced, before)
         trial.holds(after.keys() == graph.gives.keys(), "a graph gives another state than it declares")
         trial.holds(outputs.keys() == graph.outputs.keys(), "a graph gives other outputs than it declares")
         sizes = [(outputs[name], dims) for name, dims in graph.outputs.items()]

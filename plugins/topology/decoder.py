@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core.stack import Stack
 from ...core.state import Declared, State
-from ...core.topology import Graph, Output, StackRole, Tensors, Topology
+from ...core.topology import Graph, Output, StackRole, Topology
 
 
 class DecoderTopology(Topology):
@@ -53,19 +53,10 @@ class DecoderTopology(Topology):
         """Declare the stack's state."""
         return self.decoder.declared()
 
-    def empty_state(self, batch: int) -> State:
-        """Return the state before the first token."""
-        return self.decoder.empty_state(batch)
+    def empty_state(self, batch: int, room: int | None = None) -> State:
+        """Return the state before the first token; `room` is `Topology.empty_state`'s."""
+        return self.decoder.empty_state(batch, room)
 
-    def graphs(self) -> Mapping[str, Graph]:
+    def graphs(self, *, last: bool = False) -> Mapping[str, Graph]:
         """Declare one graph, a step of any number of tokens."""
-
-        def run(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-            given, before = self.decoder.resume(inputs, state)
-            out = self(**given, state=before)
-            assert out.state is not None
-            return self.logits_by_name(out.logits), {name: out.state.tensors[name] for name in declared}
-
-        declared = self.decoder.step_declared()
-        inputs = self.decoder.step_inputs()
-        return {"model": Graph(inputs, self.logits_dims("sequence"), declared, declared, run, slots=True)}
+        return {"model": self.step_graph("decoder", last=last)}
