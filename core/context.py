@@ -25,7 +25,7 @@ class Context:
     `asked`: how many of the tokens, the last ones, are only asked for: they see, and are not seen.
     `memory` (B, M, C) and `memory_tokens`: what cross attention reads; `memory` is None once its state is primed.
     `positions`: the encodings in use, in order. `served`: the attention that they serve, where one of them projects.
-    `weights`: attention weights are appended here when someone asks.
+    `weights`: attention weights are appended here when someone asks. `written`: what was written to slots, likewise.
     """
 
     tokens: Tokens
@@ -38,6 +38,7 @@ class Context:
     positions: Sequence[Position] = ()
     weights: list[Tensor] | None = None
     asked: int = 0
+    written: list[Tensor] | None = None
     served: Served | None = None
 
     def serving(self, attention: Served) -> Context:
@@ -80,9 +81,11 @@ class Context:
         shape = [1] * new.dim()
         shape[0], shape[dim] = column.shape
         index = column.reshape(shape).expand_as(new)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return old.scatter(dim, index, new)
-        return old.scatter_(dim, index, new)
+        kept = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        after = old.scatter(dim, index, new) if kept else old.scatter_(dim, index, new)
+        if self.written is not None:
+            self.written.append(after)
+        return after
 
     @property
     def own(self) -> Tokens:

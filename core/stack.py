@@ -19,7 +19,8 @@ from .embedding import Borrowed, Embedding
 from .inputs import Input
 from .norm import Norm
 from .position import Position, add_positions
-from .state import PAST, Declared, Memories, Remembered, State
+from .slots import MASK, run_in_slots
+from .state import PAST, POS, SEEN, Declared, Memories, Remembered, State
 from .tokens import ORDER, Packing, Tokens, document_positions, with_asked
 
 
@@ -84,32 +85,6 @@ class Stack(nn.Module):
         if self.embedding.maskable:
             inputs[MASK] = Input(("batch", "sequence"), "int64", high=2)
         return inputs
-
-    # -- as a graph takes it ------------------------------------------------------------------------------------------
-
-    def step_inputs(self) -> dict[str, Input]:
-        """Declare the raw inputs of a step with a state in slots: a mask covers all columns since the first step."""
-        return {
-            name: replace(put, dims=("batch", "total")) if name == MASK else put for name, put in self.inputs().items()
-        }
-
-    def step_declared(self) -> Declared:
-        """Declare the state of such a step; how many tokens came before follows from the mask, where there is one."""
-        return {n: rule for n, rule in self.declared(slots=True).items() if n != SEEN or not self.embedding.maskable}
-
-    def resume(self, inputs: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
-        """Return the inputs and the state of a step, as `forward` takes them, for those that a graph is given."""
-        given, kept = dict(inputs), dict(tensors)
-        appends = ((name, rule.dims.index(PAST)) for name, rule in self._declared.items() if rule.grows == "append")
-        room = next((kept[name].shape[dim] for name, dim in appends if name in kept), None)
-        if self.embedding.maskable:
-            length = next(given[name].shape[1] for name, put in self.feeds().items() if "sequence" in put.dims)
-            mask = given[MASK]
-            # By index: a slice from a length on would fix the length.
-            new = torch.arange(length, device=mask.device) + (mask.shape[1] - length)
-            given[MASK] = mask.index_select(1, new)
-            kept[SEEN] = mask.sum(1) - given[MASK].sum(1)
-        return given, State(kept, padded=True, room=room)
 
     def bound_to_columns(self) -> str | None:
         """Return why some layer can't let any tokens see any others; None where all can."""
@@ -240,6 +215,7 @@ class Stack(nn.Module):
         context = Context(
             tokens, self.site.causal, self._past(state), self._slots(state, own), None if state is None else state.seen,
             positions=self._positions, weights=weights, asked=0 if asked is None else asked.shape[1],
+            written=None if state is None or state.room is None else [],
         )  # fmt: skip
         x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
         if self.norm is not None:
@@ -259,7 +235,7 @@ class Stack(nn.Module):
             contexts["beside"] = context.at(())
         tensors: dict[str, Tensor] = {}
         dtype = x.dtype
-        for block, subs in zip(self.blocks, self._state_names, strict=True):
+        for place, (block, subs) in enumerate(zip(self.blocks, self._state_names, strict=True)):
             if x.dtype != dtype and not block.wide:
                 x = x.to(dtype)
             here = contexts
@@ -275,7 +251,10 @@ class Stack(nn.Module):
             before: dict[str, Memories] = {}
             for sub, names in subs.items():
                 before[sub] = {key: state.tensors[name] for key, name in names.items()}
-            x, after = block(x, here, before)
+            if state.room is None:
+                x, after = block(x, here, before)
+            else:
+                x, after = run_in_slots(block, x, here, before, f"layers.{place}")
             for sub, names in subs.items():
                 for key, name in names.items():
                     tensors[name] = after[sub][key]
@@ -404,11 +383,6 @@ class Stack(nn.Module):
                     f"a state of a row of at most {edge} tokens can't go on beyond them: positions turn otherwise in "
                     "longer rows; begin anew with all of the row's tokens"
                 )
-
-
-POS, SEEN = "pos", "seen"
-"""What a state calls the positions of past tokens, where it has no slots, and how many there were."""
-MASK = "attention_mask"
 
 
 def mark_name(name: str) -> str:

@@ -14,6 +14,8 @@ from ..errors import InputError
 
 Growth = Literal["append", "ring", "fixed", "static"]
 BATCH, PAST, MEMORY = "batch", "past", "memory"
+POS, SEEN = "pos", "seen"
+"""What a state calls the positions of past tokens, where it has no slots, and how many there were."""
 
 
 @dataclass(frozen=True)

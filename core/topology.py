@@ -14,7 +14,8 @@ from ..errors import InputError
 from .component import Component
 from .head import Head
 from .inputs import Input
-from .stack import MASK, Stack
+from .slots import MASK, resume, step_declared, step_inputs
+from .stack import Stack
 from .state import Declared, State
 
 
@@ -143,16 +144,16 @@ class Topology(nn.Module, Component, ABC):
         real token, (B, 1, V), in place of all.
         """
         stack, prefix = cast(Stack, self.get_submodule(name)), self.stacks[name].prefix
-        declared = stack.step_declared()
+        declared = step_declared(stack)
         moving = {n: rule for n, rule in declared.items() if rule.grows != "static"}
 
         def run(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-            given, before = stack.resume({n.removeprefix(prefix): tensor for n, tensor in inputs.items()}, state)
+            given, before = resume(stack, {n.removeprefix(prefix): tensor for n, tensor in inputs.items()}, state)
             out = self(**{prefix + n: tensor for n, tensor in given.items()}, state=before, logits=not last)
             logits = self.read_last(out.hidden, given.get(MASK)) if last else out.logits
             return self.logits_by_name(logits), {n: out.state.tensors[n] for n in moving}
 
-        inputs = {prefix + n: put for n, put in stack.step_inputs().items()}
+        inputs = {prefix + n: put for n, put in step_inputs(stack).items()}
         return Graph(inputs, self.logits_dims(1 if last else "sequence"), declared, moving, run, slots=True)
 
     def declared(self) -> Declared:

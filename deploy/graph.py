@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.state import BATCH, MEMORY, PAST, Remembered
 from ..core.topology import Graph, Topology
-from ..errors import ExportError
+from ..errors import ExportError, TransomError
 from .manifest import Dims, GraphFacts, StateFacts, TensorFacts
 
 IR_VERSION = 10  # torch and onnx write newer ones than runtimes read
@@ -133,6 +133,9 @@ def _why(error: BaseException) -> str:
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
+    said = [str(each) for each in chain if isinstance(each, TransomError)]
+    if said:
+        return said[-1]
     return ", in ".join(f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]:.300}" for e in chain[:-3:-1])
 
 
