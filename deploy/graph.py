@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from ..core.state import BATCH, MEMORY, PAST, Remembered
 from ..core.topology import Graph, Topology
 from ..errors import ExportError, TransomError
-from .manifest import Dims, GraphFacts, StateFacts, TensorFacts
+from .manifest import TOTAL, Dims, GraphFacts, StateFacts, TensorFacts
 
 IR_VERSION = 10  # torch and onnx write newer ones than runtimes read
 EXTERNAL = 100_000_000  # bytes of weights above which they stand in a file of their own, NAME.onnx.data
-TOTAL = "total"  # all columns since the first step; the length of a past after a step that makes it longer
 # Lengths of the example: distinct primes, so that none equals another, and so long that no number of chunks is 0 or
 # 1, which torch would take for a constant.
 SIZES = {BATCH: 3, "sequence": 263, PAST: 131, MEMORY: 197, TOTAL: 311}
 DTYPES = {"int64": "int64", "float": "float32"}
+# Operators that take more than one token behind a past from a single row alone.
+ROWS_ALONE = {("com.microsoft", "GroupQueryAttention")}
 op: Any = opset18  # of typed tensors; the translator passes its own
 
 
@@ -48,7 +49,8 @@ def write_graph(model: Topology, name: str, graph: Graph, folder: Path, opset: i
     translated.save(folder / f"{name}.onnx", external_data=weight > EXTERNAL)
     found = {value.name: value for value in translated.model.graph.outputs}
     gives = {n: TensorFacts(_dims(found[n]), _dtype(found[n])) for n in graph.outputs}
-    return GraphFacts(f"{name}.onnx", inputs, gives, tuple(graph.takes), tuple(graph.gives))
+    alone = any((node.domain, node.op_type) in ROWS_ALONE for node in translated.model.graph)
+    return GraphFacts(f"{name}.onnx", inputs, gives, tuple(graph.takes), tuple(graph.gives), alone)
 
 
 def state_facts(graph: Graph) -> dict[str, StateFacts]:

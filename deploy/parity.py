@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from ..core.topology import Graph
-from .manifest import GraphFacts, StateFacts, is_mask
+from .manifest import TOTAL, GraphFacts, StateFacts, is_mask
 from .session import Session, empty_state, providers
 
 ALLOWED = {"fp32": 1e-4}
 """The largest error, relative to a tensor's largest magnitude, by precision."""
 STEPS = 32
-RAGGED_STEPS = 5
+FEW_STEPS = 5
 SHAPES = ((1, 5), (2, 19), (3, 83))
 """Rows and tokens of the three shapes; the last grows until every ring wraps, within LONGEST."""
 LONGEST = 1024
@@ -91,7 +91,7 @@ def compare(
         sessions = {name: Session(folder, facts, state, provider) for name, facts in graphs.items()}
         for case, batch, calls in _cases(graphs, state, max_seq_len):
             tally = _Tally()
-            room = sum(_columns(inputs) for name, inputs in calls if graphs[name].takes)
+            room = sum(_columns(inputs) for name, inputs in calls if graphs[name].steps)
             in_runtime, masks = empty_state(state, batch, room), dict[str, NDArray[Any]]()
             # Copies: a value made from an array is a view of it, and frees it.
             in_torch = {name: torch.from_numpy(value.numpy().copy()) for name, value in in_runtime.items()}
@@ -116,7 +116,7 @@ def _columns(inputs: Arrays) -> int:
 
 def _covers_all(facts: GraphFacts, name: str) -> bool:
     """Say whether an input is a mask of all columns since the first step."""
-    return "total" in facts.inputs[name].dims
+    return TOTAL in facts.inputs[name].dims
 
 
 def _lengthened(masks: Arrays, name: str, new: NDArray[Any]) -> NDArray[Any]:
@@ -176,7 +176,7 @@ def _cases(
     graphs: Mapping[str, GraphFacts], state: Mapping[str, StateFacts], max_seq_len: int
 ) -> Iterator[tuple[str, int, list[Call]]]:
     """Yield the title, the rows and the calls of each case: at every shape a prefill, decoding and padded rows."""
-    stepping = {name for name, facts in graphs.items() if facts.takes}
+    stepping = {name for name, facts in graphs.items() if facts.steps}
     masked = any(is_mask(n) for facts in graphs.values() for n in facts.inputs)
     room = max(1, max_seq_len - min(STEPS, max_seq_len // 2))
     ring = max((int(facts.dims[1]) for facts in state.values() if facts.grows == "ring"), default=0)
@@ -189,12 +189,29 @@ def _cases(
         if stepping and steps:
             more = [(name, _inputs(graphs[name], batch, 1, random)) for _ in range(steps) for name in sorted(stepping)]
             yield f"steps {batch}x{length}+{steps}", batch, whole + more
+        if stepping and length > 1:
+            yield f"chunks {batch}x{length}", batch, _in_chunks(graphs, batch, length, min(FEW_STEPS, steps), random)
         if masked:
             calls = [(name, _inputs(facts, batch, length, random, _padding)) for name, facts in graphs.items()]
-            for step in range(min(RAGGED_STEPS, steps)):
+            for step in range(min(FEW_STEPS, steps)):
                 ended = partial(_ended, step)
                 calls += [(name, _inputs(graphs[name], batch, 1, random, ended)) for name in sorted(stepping)]
             yield f"padded {batch}x{length}", batch, calls
+
+
+def _in_chunks(
+    graphs: Mapping[str, GraphFacts], batch: int, length: int, steps: int, random: np.random.Generator
+) -> list[Call]:
+    """Return the calls of a prefill in two chunks, the first of them padded where there are masks, and of some steps."""
+    calls = []
+    first = length // 2 + length % 3
+    for name, facts in graphs.items():
+        if not facts.steps:
+            calls.append((name, _inputs(facts, batch, length, random)))
+            continue
+        calls.append((name, _inputs(facts, batch, first, random, _padding)))
+        calls += [(name, _inputs(facts, batch, size, random)) for size in (length - first, *(1 for _ in range(steps)))]
+    return calls
 
 
 def _inputs(

@@ -58,9 +58,9 @@ class Runtime:
         self.provider = _provider(provider)
         graphs, state = self.manifest.graphs, self.manifest.state
         self._sessions = {name: Session(self.folder, facts, state, self.provider) for name, facts in graphs.items()}
-        taking = [name for name, facts in graphs.items() if facts.takes]
-        self._step = next(iter(taking), None) if self.manifest.generates else None
-        self._source = next((name for name, facts in graphs.items() if self._step and not facts.takes), None)
+        stepping = [name for name, facts in graphs.items() if facts.steps]
+        self._step = next(iter(stepping), None) if self.manifest.generates else None
+        self._source = next((name for name, facts in graphs.items() if self._step and not facts.steps), None)
 
     @property
     def reads_source(self) -> bool:

@@ -13,7 +13,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ..errors import ExportError, InputError
-from .manifest import GraphFacts, StateFacts
+from .manifest import TOTAL, GraphFacts, StateFacts
 
 Arrays = Mapping[str, NDArray[Any]]
 Values = dict[str, ort.OrtValue]
@@ -64,10 +64,33 @@ class Session:
             InputError: an input is missing, unknown, or not of its declared shape, dtype or range.
         """
         self._check(inputs)
+        rows = len(next(iter(inputs.values())))
+        if self.facts.rows_alone and rows > 1 and self._goes_on(inputs, state):
+            return self._row_by_row(rows, inputs, state)
         feeds = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
         feeds |= {self._feeds[name]: state[name] for name in self._feeds}
         outputs, after = self._bound(feeds, {name: state[name] for name in self._slots})
         return {name: value.numpy() for name, value in outputs.items()}, after
+
+    def _goes_on(self, inputs: Arrays, state: Values) -> bool:
+        """Say whether there are several tokens, and any row has had some before."""
+        new = max(array.shape[1] for name, array in inputs.items() if "sequence" in self.facts.inputs[name].dims)
+        masks = [array for name, array in inputs.items() if TOTAL in self.facts.inputs[name].dims]
+        before = [mask[:, : mask.shape[1] - new] for mask in masks] or [state["seen"].numpy()]
+        return new > 1 and any(bool(array.any()) for array in before)
+
+    def _row_by_row(self, rows: int, inputs: Arrays, state: Values) -> tuple[dict[str, NDArray[Any]], Values]:
+        taken = {name: value.numpy() for name, value in state.items()}
+        found = [
+            self.run(
+                {name: array[row : row + 1] for name, array in inputs.items()},
+                {name: ort.OrtValue.ortvalue_from_numpy(array[row : row + 1].copy()) for name, array in taken.items()},
+            )
+            for row in range(rows)
+        ]
+        outputs = {name: np.concatenate([out[name] for out, _ in found]) for name in self.facts.outputs}
+        after = {name: np.concatenate([values[name].numpy() for _, values in found]) for name in self.facts.gives}
+        return outputs, {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in after.items()}
 
     def _bound(self, feeds: Values, kept: Values) -> tuple[Values, Values]:
         """Run the graph; what has slots is written where it stands, and not copied."""

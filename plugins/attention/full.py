@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from ...core.attention import Declaration, Mechanism
+from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.context import Context
+from ...core.grouped import grouped_query_attention
 from ...core.heads import HeadsConfig
 from ...core.softmax import softmax_attention, softmax_in, softmax_reference
 from ...core.state import MEMORY, PAST, Declared, Memories, Remembered
@@ -20,6 +22,8 @@ class FullAttention(Mechanism):
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "two_sided", "cross", "documents", "rotate", "score", "compile", "pairs"}), time=2.0
     )
+
+    lowers: ClassVar[Mapping[str, str]] = {"ort": "grouped"}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HeadsConfig):
@@ -46,6 +50,14 @@ class FullAttention(Mechanism):
             return self.reference(q, k, v, context, state)
         k, v, state = _extended(k, v, context, state)
         return softmax_in(context, q, k, v, scale=self.scale, cap=self.config.soft_cap), state
+
+    def grouped(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Leave it all to ONNX Runtime's GroupQueryAttention, which costs what slots are filled, not what there are."""
+        if state is None or context.slots is None or not is_exporting():
+            return FullAttention.forward(self, q, k, v, context, state)
+        return grouped_query_attention(context, q, k, v, state, scale=self.scale, cap=self.config.soft_cap)
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
