@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset18
@@ -44,6 +45,7 @@ def write_graph(model: Topology, name: str, graph: Graph, folder: Path, opset: i
     translated = _translate(_Function(model, graph), {**inputs, **takes}, list(outputs), name, opset)
     dims = {n: facts.dims for n, facts in {**inputs, **takes}.items()}
     _name_dims(translated.model.graph, name, {**dims, **outputs})
+    _store_once(translated.model.graph)
     _tidy(translated.model)
     weight = sum(p.numel() * p.element_size() for p in model.parameters())
     translated.save(folder / f"{name}.onnx", external_data=weight > EXTERNAL)
@@ -179,6 +181,24 @@ def _dtype(value: ir.Value) -> str:
 
 def _grown(facts: StateFacts) -> Dims:
     return tuple(TOTAL if d == PAST and facts.grows == "append" else d for d in facts.dims)
+
+
+def _store_once(graph: ir.Graph) -> None:
+    """Make a table that is stored turned too, because a head reads what an embedding does, of the one beside it."""
+    tables = {
+        n: v.const_value for n, v in graph.initializers.items() if v.const_value and len(v.const_value.shape) == 2
+    }
+    for name, table in tables.items():
+        if not name.startswith("val_"):  # a constant that the translator made
+            continue
+        turned = table.numpy().T
+        same = (n for n, other in tables.items() if other.shape.numpy() == turned.shape and n != name)
+        source = next((n for n in same if np.array_equal(tables[n].numpy(), turned)), None)
+        if source is not None and graph.initializers[source].uses():
+            made = ir.node("Transpose", [graph.initializers[source]], {"perm": [1, 0]})
+            graph.insert_before(graph[0], made)
+            graph.initializers[name].replace_all_uses_with(made.outputs[0])
+            del graph.initializers[name]
 
 
 def _tidy(model: ir.Model) -> None:

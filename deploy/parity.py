@@ -111,7 +111,7 @@ def compare(
 
 def _columns(inputs: Arrays) -> int:
     """Return how many tokens a call brings."""
-    return max(array.shape[1] for array in inputs.values())
+    return max(int(array.shape[1]) for array in inputs.values())
 
 
 def _covers_all(facts: GraphFacts, name: str) -> bool:
@@ -202,7 +202,7 @@ def _cases(
 def _in_chunks(
     graphs: Mapping[str, GraphFacts], batch: int, length: int, steps: int, random: np.random.Generator
 ) -> list[Call]:
-    """Return the calls of a prefill in two chunks, the first of them padded where there are masks, and of some steps."""
+    """Return the calls of a prefill in two chunks, the first one padded where there are masks, and of some steps."""
     calls = []
     first = length // 2 + length % 3
     for name, facts in graphs.items():

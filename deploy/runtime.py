@@ -38,7 +38,8 @@ class Held:
     @property
     def seen(self) -> Ids:
         """Return how many real tokens each row has had, (B,) int64."""
-        return self.mask.sum(axis=1)
+        seen: Ids = self.mask.sum(axis=1)
+        return seen
 
 
 class Runtime:

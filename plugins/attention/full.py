@@ -51,10 +51,18 @@ class FullAttention(Mechanism):
         k, v, state = _extended(k, v, context, state)
         return softmax_in(context, q, k, v, scale=self.scale, cap=self.config.soft_cap), state
 
+    def declines(self, target: str) -> str:
+        """Keep to `forward` where GroupQueryAttention does not fit."""
+        if self.site.cross or not self.site.causal:
+            return "GroupQueryAttention is for tokens that see those before them"
+        if self.head_dim % 8:
+            return f"GroupQueryAttention takes no head_dim of {self.head_dim}, which is no multiple of 8"
+        return ""
+
     def grouped(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
     ) -> tuple[Tensor, Memories | None]:
-        """Leave it all to ONNX Runtime's GroupQueryAttention, which costs what slots are filled, not what there are."""
+        """Leave it all to ONNX Runtime's GroupQueryAttention: it costs what slots are filled, not what there are."""
         if state is None or context.slots is None or not is_exporting():
             return FullAttention.forward(self, q, k, v, context, state)
         return grouped_query_attention(context, q, k, v, state, scale=self.scale, cap=self.config.soft_cap)
