@@ -97,9 +97,11 @@ def graphs_in_steps(subject: Subject, trial: Trial) -> None:
         trial.holds(tensors.keys() == model.declared().keys(), "the state has other names than it declares")
     outputs: dict[str, Tensor] = {}
     for graph in model.graphs().values():
-        pieces = [3, 1, length - 4] if graph.takes and generates else [length]  # who sees both sides is not cut
+        given = {name: inputs[name] for name in graph.inputs}
+        columns = next(iter(given.values())).shape[1]
+        pieces = [3, 1, length - 4] if graph.takes and generates else [columns]  # who sees both sides is not cut
         state |= {n: t for n, t in empty(model, graph, batch, length).items() if n not in state}
-        outputs = _run_in_pieces(trial, graph, {name: inputs[name] for name in graph.inputs}, state, pieces)
+        outputs = _run_in_pieces(trial, graph, given, state, pieces)
     trial.close(outputs["logits"], want.logits, what="the logits")
 
 
@@ -126,7 +128,7 @@ def the_last_tokens_logits(subject: Subject, trial: Trial) -> None:
         for graph in model.graphs(last=last).values():
             state |= {n: t for n, t in empty(model, graph, batch, length).items() if n not in state}
             given = {name: inputs[name] for name in graph.inputs}
-            found[last] = _run_in_pieces(trial, graph, given, state, [length])
+            found[last] = _run_in_pieces(trial, graph, given, state, [next(iter(given.values())).shape[1]])
     logits, want = found[True]["logits"], found[False]["logits"]
     trial.holds(logits.shape == (batch, 1, want.shape[2]), "the logits are not of one token a row", logits.shape)
     trial.close(logits[:, 0], want[torch.arange(batch), torch.tensor(ends)], what="the logits of the last real token")
