@@ -20,18 +20,17 @@ class Context:
 
     `tokens`: the new tokens, (B, T). `causal`: whether tokens may not see later ones.
     `past`: the tokens whose keys an `append` state holds, (B, S); None without one, and where it has slots.
-    `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them.
     `seen` (B,) int64: how many real tokens came before; None when nothing is remembered.
     `asked`: how many of the tokens, the last ones, are only asked for: they see, and are not seen.
     `memory` (B, M, C) and `memory_tokens`: what cross attention reads; `memory` is None once its state is primed.
     `positions`: the encodings in use, in order. `served`: the attention that they serve, where one of them projects.
     `weights`: attention weights are appended here when someone asks. `written`: what was written to slots, likewise.
+    `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them.
     """
 
     tokens: Tokens
     causal: bool
     past: Tokens | None = None
-    slots: Tokens | None = None
     seen: Tensor | None = None
     memory: Tensor | None = None
     memory_tokens: Tokens | None = None
@@ -40,6 +39,7 @@ class Context:
     asked: int = 0
     written: list[Tensor] | None = None
     served: Served | None = None
+    slots: Tokens | None = None
 
     def serving(self, attention: Served) -> Context:
         """Return this context within one attention: itself, unless a position asks for the attention's projections."""
@@ -58,6 +58,11 @@ class Context:
     def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """Return a tensor that needs no gradient, made once a pass and shared by all layers (see `Tokens.once`)."""
         return self.tokens.once(key, make)
+
+    @property
+    def plain(self) -> bool:
+        """Say whether the new tokens are all there are, real ones of one document: a triangle, or no mask, will do."""
+        return self.tokens.plain and self.past is None and self.slots is None
 
     @property
     def keys(self) -> Tokens:

@@ -93,7 +93,7 @@ def softmax_in(context: Context, q: Tensor, k: Tensor, v: Tensor, *, scale: floa
     """
     plain = context.tokens.plain and context.slots is None and (context.past is None or context.past.plain)
     bias = context.score(context.tokens, None, q, k)
-    if plain and context.past is None:
+    if context.plain:
         return softmax_attention(q, k, v, scale=scale, causal=context.causal, bias=bias, cap=cap)
     if plain and q.shape[1] == 1:
         return softmax_attention(q, k, v, scale=scale, bias=bias, cap=cap)

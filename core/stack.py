@@ -213,9 +213,9 @@ class Stack(nn.Module):
             x = torch.cat([x, self.embedding.asking().to(x.dtype).expand(*asked.shape, -1)], dim=1)
         x = self.embedding.finish(add_positions(x, self._positions, tokens))
         context = Context(
-            tokens, self.site.causal, self._past(state), self._slots(state, own), None if state is None else state.seen,
+            tokens, self.site.causal, self._past(state), None if state is None else state.seen,
             positions=self._positions, weights=weights, asked=0 if asked is None else asked.shape[1],
-            written=None if state is None or state.room is None else [],
+            slots=self._slots(state, own), written=None if state is None or state.room is None else [],
         )  # fmt: skip
         x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
         if self.norm is not None:

@@ -46,10 +46,9 @@ class NewAttention(Mechanism):
         bias = context.score(context.tokens, None, q, k)
         bias = None if bias is None else F.pad(bias, (1, 0, 1, 0))
         # Without padding, documents and a past, who sees whom is a triangle or everything, and needs no mask.
-        plain = context.tokens.plain and context.past is None
-        mask = None if plain else F.pad(context.visible(context.keys), (1, 0, 1, 0), value=True)
+        mask = None if context.plain else F.pad(context.visible(context.keys), (1, 0, 1, 0), value=True)
         q, k, v = (F.pad(x, (0, 0, 0, 0, 1, 0)) for x in (q, k, v))
-        triangle = plain and context.causal
+        triangle = context.plain and context.causal
         return softmax_attention(q, k, v, scale=self.scale, causal=triangle, mask=mask, bias=bias)[:, 1:], state
 
     def reference(

@@ -90,8 +90,7 @@ class PairsAttention(Mechanism):
     ) -> tuple[Tensor, State]:
         k, v, state = _extended(k, v, context, state)
         bias = context.score(context.tokens, None, q, k)
-        plain = context.tokens.plain and context.past is None
-        mask = None if plain else context.once("visible", lambda: context.visible(context.keys))
+        mask = None if context.plain else context.once("visible", lambda: context.visible(context.keys))
         return self._fused(q, k, v, mask, bias, zeros), state
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
