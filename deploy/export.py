@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,10 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 
 from ..core.stack import Stack
 from ..core.topology import Topology
-from ..errors import ExportError
+from ..errors import ExportError, InputError
 from ..registry.settings import ExportSettings
+from ..registry.spec import load_spec
+from ..registry.weights import SPEC
 from .graph import state_facts, write_graph
 from .lowering import lowered
 from .manifest import MANIFEST, GraphFacts, Manifest, sha256
@@ -53,6 +56,21 @@ def export(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return report
+
+
+def export_settings(run: str | os.PathLike[str], changes: Sequence[str]) -> ExportSettings:
+    """Return what a run's spec says of its export, with changes `export.KEY=value`.
+
+    Raises:
+        InputError: a change is of something else, which the weights are made for.
+        SpecError: the spec or a change can't be read.
+    """
+    for change in changes:
+        if not change.startswith("export."):
+            raise InputError(
+                f"{change}: what a run is exported to can be changed, as in export.logits=all, and no more"
+            )
+    return load_spec(Path(run, SPEC), changes).export
 
 
 def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
