@@ -141,8 +141,8 @@ def export(
 ) -> None:
     """Write a run's model as ONNX, its state included, or as a Hugging Face checkpoint.
 
-    The folder of a graph also gets a report on where the graph agrees with PyTorch. KEY=VALUE changes what the spec says
-    of `export`, as in export.logits=all.
+    The folder of a graph also gets a report on where the graph agrees with PyTorch. KEY=VALUE changes what the spec
+    says of `export`, as in export.logits=all.
     """
     if to == "hf":
         if overrides:

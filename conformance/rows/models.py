@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -158,15 +159,46 @@ def _unless_generates(cls: type) -> str:
     return "" if cls.generates else "it remembers nothing between steps"  # type: ignore[attr-defined]
 
 
+def _written(inputs: dict[str, Tensor]) -> str:
+    """Return the name of the ids that a model writes."""
+    return next(name for name in reversed(inputs) if name.endswith("ids"))
+
+
+def _begun(model: Topology, inputs: dict[str, Tensor], room: int | None) -> State:
+    """Return the state before the first token that is written; with room where there is no source."""
+    source = {name: tensor for name, tensor in inputs.items() if hasattr(model, "start") and "decoder" not in name}
+    if source:
+        return cast(State, model.start(**source))  # type: ignore[operator]
+    return model.empty_state(len(next(iter(inputs.values()))), room)
+
+
+@row(10, "in steps, with and without room", kinds=("topology",), excuse=_unless_generates,
+     places=lambda cases: once([case for case in cases if case.cls.generates]))  # fmt: skip
+@torch.no_grad()
+def a_model_in_steps(subject: Subject, trial: Trial) -> None:
+    model, batch, length = _model(subject), trial.size("batch", (3,)), trial.size("length", LENGTHS, least=5)
+    inputs = _inputs(model, batch, length)
+    name = _written(inputs)
+    mask_name = name.replace("input_ids", "attention_mask")
+    inputs[mask_name][1:2, 2] = inputs[mask_name][2:3, 0] = 0
+    want = model(**inputs)
+    for room in (None, length + 2):
+        state, found = _begun(model, inputs, room), []
+        for columns in torch.arange(length).split([3, 1, length - 4]):
+            given = {each: inputs[each][:, columns] for each in (name, mask_name)}
+            out = model(**given, state=state)
+            state = out.state
+            found.append(out.logits)
+        trial.close(torch.cat(found, dim=1), want.logits, what="the logits in steps")
+
+
 @row(11, "a model's state moves by rows", kinds=("topology",), excuse=_unless_generates,
      places=lambda cases: once([case for case in cases if case.cls.generates]))  # fmt: skip
 @torch.no_grad()
 def a_model_s_state(subject: Subject, trial: Trial) -> None:
     model = _model(subject)
     inputs = _inputs(model, 3, 6)
-    source = {name: tensor for name, tensor in inputs.items() if hasattr(model, "start") and "decoder" not in name}
-    state = model.start(**source) if source else model.empty_state(3)  # type: ignore[operator]
-    name = next(name for name in reversed(inputs) if name.endswith("ids"))
+    state, name = _begun(model, inputs, None), _written(inputs)
     order = torch.tensor([2, 0])
     first = model(**{name: inputs[name][:, :4]}, state=state)
     moved: State = first.state.reorder(order)
