@@ -75,7 +75,8 @@ class FullAttention(Mechanism):
             assert context.memory_tokens is not None
             keys, bias = context.memory_tokens, None
         else:
-            k, v, state = _extended(k, v, context, state)
+            by_head, values, state = _extended(k, v, context, state)
+            k, v = by_head.transpose(1, 2), values.transpose(1, 2)
             keys, bias = context.keys, context.score(context.tokens, context.keys, q, k)
         y, weights = softmax_reference(
             q, k, v, self.visible(context.tokens, keys), bias, self.scale, self.config.soft_cap
@@ -110,8 +111,9 @@ class FullAttention(Mechanism):
 
 
 def _extended(k: Tensor, v: Tensor, context: Context, state: Memories | None) -> tuple[Tensor, Tensor, Memories | None]:
-    """Put what is remembered before k and v, and remember it all, head by head, as kernels take it."""
+    """Put what is remembered before k and v, and remember it all, head by head: (B, K, S, D), as kernels take it."""
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
     if state is None:
         return k, v, None
-    after = {name: context.append(state[name], new.transpose(1, 2), dim=2) for name, new in (("k", k), ("v", v))}
-    return after["k"].transpose(1, 2), after["v"].transpose(1, 2), after
+    k, v = context.append(state["k"], k, 2), context.append(state["v"], v, 2)
+    return k, v, {"k": k, "v": v}
