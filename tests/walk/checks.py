@@ -93,7 +93,7 @@ def decode(model: Topology) -> float:
             if not graph.takes:
                 state |= graph.run(inputs | {name: torch.ones(ROWS, LENGTH).long() for name in masks}, {})[1]
                 continue
-            state = empty(model, graph, ROWS, LENGTH) | state
+            state = empty(model, graph, ROWS, LENGTH + 1) | state
             for t in range(LENGTH):
                 now = {name: ids[:, t : t + 1] for name, ids in inputs.items()}
                 now |= {n: torch.ones(ROWS, t + 1 if dim == "total" else 1).long() for n, dim in masks.items()}
