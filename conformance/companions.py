@@ -45,10 +45,20 @@ def serving(case: Case) -> list[Case]:
 
 
 def composes(attention: Case, position: Case) -> bool:
-    """Say whether an attention takes a position's every hook, or does not mind it."""
-    if position.cls.hooks & set(attention.cls.declares.lacks):
+    """Say whether an attention takes a position's every hook, or does not mind it, and its heads fit the options."""
+    if position.cls.hooks & set(attention.cls.declares.lacks) or not _fits(attention, position):
         return False
     return has_heads_for(attention, position) or "score" not in attention.cls.declares.can
+
+
+@functools.cache
+def _fits(attention: Case, position: Case) -> bool:
+    try:
+        with torch.device("meta"):
+            position.part.build(site_of(attention))
+    except ValueError:  # a share of a head that is odd, say
+        return False
+    return True
 
 
 def has_heads_for(attention: Case, position: Case) -> bool:

@@ -9,12 +9,13 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..core.block import Block, Placement, norm_names
+from ..core.block import Block
 from ..core.component import Site
 from ..core.context import Context
 from ..core.embedding import Embedding
 from ..core.initialise import initialise, seed_of
 from ..core.inputs import Input
+from ..core.placement import Placement, Stream, norm_names
 from ..core.position import Position
 from ..core.stack import Stack
 from ..core.state import State
@@ -125,7 +126,7 @@ def stack(
         }
         names = [] if norm is None else norm_names(placement, list(sublayers))
         norms = {name: norm.part.build(site) for name in names if norm is not None}
-        blocks.append(Block(sublayers, norms, placement=placement, dropout=dropout))
+        blocks.append(Block(sublayers, norms, placement=placement, stream=Stream(dropout=dropout)))
     last = None if norm is None else norm.part.build(site)
     return cast(
         Stack, shaken(Stack(site, Vectors(site), [p.part.build(site.but(n_layers=1)) for p in positions], blocks, last))

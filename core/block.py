@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from .context import Context
 from .linear import at_least_fp32
 from .norm import Norm
+from .placement import PLAIN, Placement, Stream, norms_around
 from .position import Position, add_positions
 from .state import Memories
 from .sublayer import Sublayer
 
-Placement = Literal["pre", "post", "sandwich", "parallel", "parallel_norms"]
-Residual = Literal["before", "after"]
 PARTS = ("attention", "cross_attention", "feedforward", "beside")
 
 
@@ -25,12 +24,9 @@ class Block(nn.Module):
     """Run one layer: its sublayers in order, each with its norm and residual.
 
     `placement`: `pre` x + f(norm(x)); `post` norm(x + f(x)); `sandwich` x + norm(f(norm(x))); `parallel` x + f(norm(x))
-    + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `residual`: whether what a
-    sublayer adds is added to x as it is `before` the norm in front of it, or `after` it: norm(x) + f(norm(x)), as BLOOM
-    may (Le Scao et al. 2022). `norms`: name of a sublayer -> its norm (`after_` of it for the second of a sandwich); a
-    missing norm is no norm. `positions`: encodings of this layer alone; None for the stack's. `halvings`: how often x
-    is halved on its way here, as what is added must be, and how often on its way to the next layer. `wide`: whether x
-    is summed, and handed on, at least in fp32.
+    + g(norm(x)), one norm for all sublayers; `parallel_norms` the same with a norm for each. `norms`: name of a
+    sublayer -> its norm (`after_` of it for the second of a sandwich); a missing norm is no norm. `stream`: how what
+    sublayers add joins x. `positions`: encodings of this layer alone; None for the stack's.
 
     The sublayer `beside` comes last, and reads what the first one did: h + f(norm(x)), say, where h is what the others
     made of x.
@@ -42,14 +38,11 @@ class Block(nn.Module):
         norms: Mapping[str, Norm],
         *,
         placement: Placement = "pre",
-        residual: Residual = "before",
+        stream: Stream = PLAIN,
         positions: Sequence[Position] | None = None,
-        dropout: float = 0.0,
-        halvings: tuple[int, int] = (0, 0),
-        wide: bool = False,
     ) -> None:
         super().__init__()
-        self.wide = wide
+        self.wide = stream.wide
         self.placement = placement
         self.names = [name for name in PARTS if name in sublayers]
         for name in self.names:
@@ -57,16 +50,16 @@ class Block(nn.Module):
         for name, norm in norms.items():
             self.add_module(f"{name}_norm", norm)
         self.positions = None if positions is None else nn.ModuleList(positions)
-        self.dropout = dropout
-        self.share = 0.5 ** halvings[0]
-        self.halves = halvings[1] > halvings[0]
+        self.dropout = stream.dropout
+        self.share = 0.5 ** stream.halvings[0]
+        self.halves = stream.halvings[1] > stream.halvings[0]
         self._parallel = placement in ("parallel", "parallel_norms")
-        self._after = residual == "after"
+        self._after = stream.residual == "after"
         # By sublayer, the norms before it, after it, and after its residual. Read by name from what is registered: a
         # lookup through the module costs a tiny model a tenth of a decoding step.
         there = {f"{name}_norm" for name in norms}
         self._around = [
-            (name, [norm if norm in there else None for norm in _around(placement, name)]) for name in self.names
+            (name, [norm if norm in there else None for norm in norms_around(placement, name)]) for name in self.names
         ]
 
     @property
@@ -112,30 +105,3 @@ class Block(nn.Module):
             if outer is not None:
                 x = modules[outer](x)
         return x * 0.5 if self.halves else x, kept
-
-
-def _around(placement: Placement, name: str) -> tuple[str | None, str | None, str | None]:
-    """Return the names of the norms before a sublayer, after it, and after its residual."""
-    match placement:
-        case "pre" | "parallel_norms":
-            return f"{name}_norm", None, None
-        case "post":
-            return None, None, f"{name}_norm"
-        case "sandwich":
-            return f"{name}_norm", f"after_{name}_norm", None
-        case "parallel":
-            return None, None, None
-
-
-def residual_fits(placement: Placement, residual: Residual) -> None:
-    """Raise ValueError where no one norm stands before a sublayer, after which its residual could be taken."""
-    why = {"post": "no norm stands before its sublayers", "parallel_norms": "each sublayer has a norm of its own"}
-    if residual == "after" and placement in why:
-        raise ValueError(f"residual: there is none after the norm where placement is {placement}: {why[placement]}")
-
-
-def norm_names(placement: Placement, sublayers: Sequence[str]) -> list[str]:
-    """Return which norms a block of this placement takes, by the names that `Block` expects."""
-    if placement == "parallel":
-        return ["shared"]
-    return [*sublayers, *(f"after_{name}" for name in sublayers if placement == "sandwich")]

@@ -10,7 +10,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._higher_order_ops.scan import scan
 
 Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 """Takes what is carried into a chunk and the chunk's own tensors; gives what is carried on, and what is kept of it."""
@@ -60,7 +59,8 @@ def cut(x: Tensor, size: int) -> Tensor:
     if not torch.compiler.is_compiling():
         chunks = max(chunks, 1)
     padded = F.pad(x, (0, 0, 0, 0, 0, chunks * size - x.shape[1]))
-    return padded.unflatten(1, (chunks, size)).transpose(2, 3)
+    found: Tensor = padded.unflatten(1, (chunks, size)).transpose(2, 3)
+    return found
 
 
 def joined(x: Tensor, length: int) -> Tensor:
@@ -74,6 +74,8 @@ def carried(step: Step, first: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor,
     `first` is carried into the first chunk; `parts` (B, N, ...) are the chunks' own.
     """
     if torch.compiler.is_compiling():  # a graph that takes any number of chunks can't be a loop over so many
+        from torch._higher_order_ops.scan import scan  # which brings torch's compiler with it
+
         return cast("tuple[Tensor, tuple[Tensor, ...]]", scan(_apart(step), first, tuple(parts), dim=1))
     kept = []
     for chunk in zip(*(part.unbind(1) for part in parts), strict=True):

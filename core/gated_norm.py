@@ -43,5 +43,5 @@ class GatedNorm(nn.Module):
         opened = gate * torch.sigmoid(gate)
         x = x * opened if self.gate_first else x
         grouped = x.unflatten(-1, (-1, self.size))
-        y = (grouped / torch.sqrt(grouped.square().mean(-1, keepdim=True) + self.eps)).flatten(-2) * self.weight
+        y: Tensor = (grouped / torch.sqrt(grouped.square().mean(-1, keepdim=True) + self.eps)).flatten(-2) * self.weight
         return y if self.gate_first else y * opened

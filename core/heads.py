@@ -307,17 +307,13 @@ class MultiHeadAttention(Sublayer):
         return y
 
 
-@dataclass(frozen=True)
 class _Part:
     """Serve positions with one set of projections, of those that a shell has side by side."""
 
-    shell: MultiHeadAttention
-    place: int
-
-    @property
-    def site(self) -> Site:
-        """Return the layer's site."""
-        return self.shell.site
+    def __init__(self, shell: MultiHeadAttention, place: int) -> None:
+        self.shell = shell
+        self.place = place
+        self.site = shell.site
 
     @property
     def scale(self) -> float:

@@ -41,7 +41,7 @@ class Prepared:
 
     @property
     def counts(self) -> Tensor:
-        """Return how many targets there are of each head, (heads,) int64."""
+        """Return how many targets there are of each head, (H,) int64."""
         return torch.stack([(targets != IGNORED).sum() for targets in (self.targets, *self.others.values())])
 
 
@@ -83,9 +83,9 @@ class Objective(Component, ABC):
     `permutes`: whether its rows come with an order of their own and with columns that are asked for, for which its
     targets are: `order` and `asked` among the inputs.
     `logits`: how many logits it reads of each answer, where that is neither one a token nor one a class. `extra_ids`:
-    how many ids beyond the tokenizer's it uses. `places`: whether a target is the place of a token in its row, of several
-    (B, n), where it asks at each token. `trains`: names of stacks that it trains, where not every topology has them.
-    `weights`: what the mean loss of each head counts in the loss of all.
+    how many ids beyond the tokenizer's it uses. `places`: whether targets (B, n) are places of tokens in their row, of
+    which a head scores each. `trains`: names of stacks that it trains, where not every topology has them. `weights`:
+    what the mean loss of each head counts in the loss of all.
     """
 
     Prepared: TypeAlias = _Prepared

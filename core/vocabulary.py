@@ -49,8 +49,8 @@ def ends_a_sentence(token: str) -> bool:
 
     Closing quotes, brackets and spaces may follow the mark. Spelt byte by byte, a line's end is `Ċ` and a space `Ġ`.
     """
-    bare = token.rstrip(" ▁Ġ\"')]}»”’")
-    return bare.endswith((".", "!", "?", "…", "。", "！", "？")) or "Ċ" in token or "\n" in token or token == "<0x0A>"
+    bare = token.rstrip(" ▁Ġ\"')]}»")
+    return bare.endswith((".", "!", "?", "…", "。")) or "Ċ" in token or "\n" in token or token == "<0x0A>"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def laid_over(config: Mapping[str, Any], source: str, settings: ConfigSettings) 
         if name in settings.readings or not any(fnmatchcase(name, pattern) for pattern in patterns)
     }
     reader = _Reader(read_plain(theirs, source, []), settings)
-    reader.architecture(config.get("architectures") or list(settings.architectures)[:1])
+    reader.architecture(config.get("architectures") or settings.unnamed or list(settings.architectures)[:1])
     reader.read()
     if reader.problems:
         raise BrokenSpec(reader.problems)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from ..core.attention import Headed
-from ..core.block import Block, norm_names
+from ..core.block import Block
 from ..core.component import Part, Site
 from ..core.data import Data
 from ..core.embedding import Borrowed, Embedding
@@ -16,6 +16,7 @@ from ..core.head import Head
 from ..core.initialise import Undrawn, materialise
 from ..core.norm import Norm
 from ..core.objective import Objective
+from ..core.placement import Stream, norm_names
 from ..core.position import Position
 from ..core.stack import Stack
 from ..core.sublayer import Sublayer
@@ -169,10 +170,9 @@ class _Builder:
         if layer.position is not None:
             served, alone = [layer.attention], site.but(n_layers=1)
             positions = self.positions(f"{path}.position", layer.position, served, alone, site.d_model)
-        return Block(
-            sublayers, norms, placement=layer.placement, residual=layer.residual, positions=positions,
-            dropout=layer.dropout, halvings=halvings, wide=layer.residual_dtype == "fp32",
-        )  # fmt: skip
+        wide = layer.residual_dtype == "fp32"
+        stream = Stream(residual=layer.residual, dropout=layer.dropout, halvings=halvings, wide=wide)
+        return Block(sublayers, norms, placement=layer.placement, stream=stream, positions=positions)
 
     def positions(
         self, path: str, parts: Sequence[Part], served: Sequence[Part | None], site: Site, width: int

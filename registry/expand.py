@@ -155,7 +155,7 @@ def _layers(stack: Node, shapes: list[Shape], reading: Reading) -> Node:
             reading.note(group.mark, f"makes more than {MAX_LAYERS:,} layers")
             return node_of(BROKEN, groups.mark)
         layers += pattern * shape.repeat
-    if (first := _first(stack, layers[0])) is not None:
+    if layers and (first := _first(stack, layers[0])) is not None:
         layers[0] = record_of(LayerSpec).merge(layers[0], first, reading)
         shapes[:1] = _apart(shapes[0])
     _note_unused(layer, layers, "is taken by no layer: every pattern has its own", reading)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, cast
 
-from ..core.block import Placement, Residual, residual_fits
 from ..core.component import Part
+from ..core.placement import Placement, Residual, residual_fits
 from .marks import Node
 from .settings import ExportSettings, TrainSettings
 
@@ -207,6 +207,8 @@ class ConfigSettings:
     choose them by it, and a value goes to `layers.NAME.OPTION`. `defaults`: what fields are that the file leaves out;
     within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields that change
     nothing. `renamed`: an older name -> the name that it is read by.
+    `unnamed`: the architecture of files that name none, the first one unless given: those of a spec that this one
+    extends come first.
     """
 
     type: str
@@ -218,8 +220,11 @@ class ConfigSettings:
     ignored: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     start: Node | None = None
+    unnamed: str | None = None
 
     def __post_init__(self) -> None:
+        if self.unnamed is not None and self.unnamed not in self.architectures:
+            raise ValueError(f"unnamed: '{self.unnamed}' is none of `architectures`")
         whole = {
             name: item if isinstance(item, FieldSettings) else FieldSettings(to=item)
             for name, item in self.fields.items()

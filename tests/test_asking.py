@@ -1,4 +1,4 @@
-"""Objectives that ask several heads, or make pairs, gaps and choices out of texts: what they ask, and that it is learned."""
+"""Objectives that ask several heads, or make pairs, gaps and choices: what they ask, and that it is learned."""
 
 from __future__ import annotations
 

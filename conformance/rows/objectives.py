@@ -196,8 +196,9 @@ def the_loss(subject: Subject, trial: Trial) -> None:
             _same(trial, objective.loss(hidden, head, prepared), want, "the loss without gradients")
         wanted = (hidden, *head.parameters())
         # Together: what a head adds to all logits alike may have no gradient but the error of rounding.
-        gradients = (torch.autograd.grad(loss.total, wanted) for loss in (got, want))
-        trial.close(*(torch.cat([each.flatten() for each in found]) for found in gradients), what="a gradient")
+        found, known = (torch.autograd.grad(loss.total, wanted) for loss in (got, want))
+        one, other = (torch.cat([each.flatten() for each in grads]) for grads in (found, known))
+        trial.close(one, other, what="a gradient")
 
 
 @row(27, "what is ignored counts for nothing", kinds=KINDS, places=alone, excuse=_unless_alone)
@@ -359,10 +360,9 @@ def of_several_heads(subject: Subject, trial: Trial) -> None:
     trial.holds(list(asked) == list(heads), "other heads are asked than it names", (len(asked),))
     for (name, each), count in zip(asked.items(), prepared.counts, strict=True):
         trial.holds(each.prepared.count == count, f"{name} is asked for another number of targets than announced")
-        losses = [
-            getattr(each.objective, how)(each.hidden, model.heads[name], each.prepared) for how in ("loss", "reference")
-        ]
-        _same(trial, *losses, f"the loss of {name}")
+        asks, head = each.objective, model.heads[name]
+        got, want = (how(each.hidden, head, each.prepared) for how in (asks.loss, asks.reference))
+        _same(trial, got, want, f"the loss of {name}")
     repeated = objective.asked(model, again)
     for name, each in asked.items():
         trial.equal(each.prepared.targets, repeated[name].prepared.targets, f"what {name} is asked of the same batch")

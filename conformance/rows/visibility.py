@@ -158,7 +158,7 @@ def an_empty_memory(subject: Subject, trial: Trial) -> None:
     mask = torch.tensor([[True] * 5, [False] * 5])
     for read, valid in ((memory, mask), (memory[:, :0], None), (memory[:, :0], mask[:, :0])):
         here = across(x, read, valid)
-        q = layer.q(x).unflatten(-1, layer.heads)
+        q = layer.q.alone(0, x).unflatten(-1, layer.heads)
         mixed = layer.mechanism.recall(q, layer.prime(here), here)
         trial.holds(not mixed[1].any(), "a row whose memory is empty does not give 0")
         trial.finite(mixed)

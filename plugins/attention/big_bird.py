@@ -187,7 +187,8 @@ class BigBirdAttention(Mechanism):
             mask = mask.repeat(batch, 1, 1)
             bias = None if bias is None else in_each_row(bias, q.shape[0])
         y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias)
-        return y.unflatten(0, (batch, chosen.shape[1]))
+        mixed: Tensor = y.unflatten(0, (batch, chosen.shape[1]))
+        return mixed
 
     def _listed(self, length: int, ends: Tensor) -> Tensor:
         """Return the blocks that each of a row's blocks sees, (B or 1, N, most + 1): its own last one comes last."""
@@ -205,7 +206,8 @@ class BigBirdAttention(Mechanism):
         q = gathered(q, chosen, block)
         mask = None if tokens.valid is None else visible(q_tokens, tokens, causal=False)
         y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=context.score(q_tokens, tokens, q, k))
-        return y.unflatten(1, (2, block))
+        mixed: Tensor = y.unflatten(1, (2, block))
+        return mixed
 
     def _with_short(self, y: Tensor, q: Tensor, k: Tensor, v: Tensor, context: Context, ends: Tensor) -> Tensor:
         """Return y (B, T, H, D) with what rows that are short, beside longer ones, make of all their tokens."""

@@ -46,7 +46,7 @@ class GatedDeltaAttention(Mixer):
         },
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {"n_heads": 3},
+        {"n_heads": 2, "head_dim": 24},
         {"n_heads": 6, "n_key_heads": 2, "head_dim": 11, "key_dim": 5, "kernel": 3},
         {"n_heads": 2, "n_key_heads": 1, "head_dim": 20, "kernel": 1, "activation": "gelu", "norm_before_gate": False},
     )
@@ -222,7 +222,8 @@ def _corrected(s: Tensor, new: Tensor, seen: Tensor, keys: Tensor, across: Tenso
 def _solved(lower: Tensor, wanted: Tensor) -> Tensor:
     """Return x of (I + what of `lower` (..., L, L) is below its diagonal) x = wanted (..., L, D)."""
     if not is_exporting():
-        return torch.linalg.solve_triangular(lower, wanted, upper=False, unitriangular=True)
+        solved: Tensor = torch.linalg.solve_triangular(lower, wanted, upper=False, unitriangular=True)
+        return solved
     # Runtimes know no triangular systems. The inverse of blocks of twice the size follows from that of both halves.
     size = lower.shape[-1]
     row = torch.arange(size, device=lower.device)

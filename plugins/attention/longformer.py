@@ -121,7 +121,8 @@ class LongformerAttention(Mechanism):
 
     def _near(self, q: Tokens, k: Tokens) -> Tensor:
         distance: Tensor = q.pos.unsqueeze(2) - k.pos.unsqueeze(1)
-        return distance.abs() <= self.config.window // 2
+        near: Tensor = distance.abs() <= self.config.window // 2
+        return near
 
     def _told(self, tokens: Tokens) -> Tokens:
         """Return tokens marked where they are global; as they are, where none is."""
@@ -170,7 +171,8 @@ class LongformerAttention(Mechanism):
             mask = mask.repeat(batch, 1, 1)
             bias = None if bias is None else in_each_row(bias, q.shape[0])
         y = softmax_attention(q, near_k, near_v, scale=self.scale, mask=mask, bias=bias)
-        return y.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length]
+        mixed: Tensor = y.unflatten(0, (batch, blocks))
+        return mixed.flatten(1, 2)[:, :length]
 
     def _inside(self, q: Tokens, k: Tokens) -> Tensor:
         """Return who sees whom within a window, without the global tokens, which come once, among themselves."""

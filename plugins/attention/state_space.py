@@ -181,7 +181,8 @@ def _head_dim(config: StateSpaceAttention.Config, d_model: int) -> int:
 
 
 def _grouped(x: Tensor, config: StateSpaceAttention.Config) -> Tensor:
-    return x.unflatten(-1, (config.n_groups, config.d_state))
+    grouped: Tensor = x.unflatten(-1, (config.n_groups, config.d_state))
+    return grouped
 
 
 def token_by_token(
@@ -213,7 +214,8 @@ def in_chunks(
     q, k, v = cut(q, size), cut(k, size), cut(v, size)
 
     def by_group(t: Tensor) -> Tensor:
-        return t.unflatten(2, (groups, -1))
+        split: Tensor = t.unflatten(2, (groups, -1))
+        return split
 
     scores = ((q @ k.mT).unsqueeze(3) * by_group(decays.within)).flatten(2, 3)
     sums = ((k.unsqueeze(3) * by_group(decays.onward)).mT @ by_group(v)).flatten(2, 3)

@@ -25,9 +25,9 @@ class ChoicesData(Data):
         """Choose the texts.
 
         `source`: a sample that needs no download; `stdlib` shows a few lines of the running Python's standard library,
-        and asks which line goes on, of this and other places. `path` stands in its place: a `.jsonl` of objects with
-        `text`, `choices`, a list of `n_choices` texts, and `label`, the place of the right one, from 0. Texts of more
-        than `seq_len` tokens are cut.
+        and asks which line goes on, of this and other places. `path`: what stands in its place, a `.jsonl` of objects
+        with `text`, `choices` and `label`, the place of the right one, from 0. `n_choices`: how many texts there are to
+        choose from. `seq_len`: the most tokens of a text; longer ones are cut.
         """
 
         source: Literal["stdlib"] = "stdlib"

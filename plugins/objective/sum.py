@@ -65,7 +65,7 @@ class SumObjective(Objective):
         return {name: part.cls for name, part in config.parts.items()}
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
-        """Let each part prepare what the one before shows; the fields of a batch (B, ...) are those that it asks for."""
+        """Let each part prepare what the one before shows, the first a raw batch; targets (B, T) or (B,) for each."""
         shown, targets, mask = dict(batch), dict[str, Tensor](), None
         for place, (name, part) in enumerate(self.parts.items()):
             made = part.prepare(shown, generator)

@@ -84,7 +84,7 @@ class EncoderWithGeneratorTopology(Topology):
     ) -> Tensor:
         """Return the generator's hidden states (B, T, its own width)."""
         given = self.take(inputs, "generator")["generator"]
-        hidden, _ = self.generator(given, attention_mask=attention_mask, document_ids=document_ids)
+        hidden: Tensor = self.generator(given, attention_mask=attention_mask, document_ids=document_ids)[0]
         return hidden
 
     def graphs(self, *, last: bool = False) -> Mapping[str, Graph]:

@@ -22,6 +22,16 @@ def config_of(name: str) -> dict[str, Any]:
     return found
 
 
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """Return the architecture that a config names, or else the first of its family."""
+    if "architectures" in config:
+        return str(config["architectures"][0])
+    hf = load_spec(families()[family_of(config, FOLDER)]).hf
+    assert hf is not None
+    assert hf.config is not None
+    return hf.config.unnamed or next(name for name in hf.config.architectures if name.isidentifier())
+
+
 def spec_of(config: Mapping[str, Any], source: str) -> Spec:
     """Return the spec that a config comes to, without the checkpoint's weights and tokenizer."""
     place = families()[family_of(config, Path(source))]

@@ -93,8 +93,9 @@ def test_every_option_counts(tmp_path: Path) -> None:
     sharpened(DebertaV2ForMaskedLM(config())).save_pretrained(tmp_path / "hf")
     found = broken_by(
         tmp_path, INPUTS, "model.embedding.norm.eps=1e-7", "model.layer.norm.eps=1e-7",
-        "model.position.0.norm.eps=1e-7", "model.layer.feedforward.activation=gelu", "model.layer.attention.terms=1", "model.position.0.terms=[c2p]",
-        "model.position.0.terms=[p2c]", "model.position.0.max_distance=15", "model.first.beside.activation=tanh",
+        "model.position.0.norm.eps=1e-7", "model.layer.feedforward.activation=gelu", "model.layer.attention.terms=1",
+        "model.position.0.terms=[c2p]", "model.position.0.terms=[p2c]", "model.position.0.max_distance=15",
+        "model.first.beside.activation=tanh",
     )  # fmt: skip
     assert min(found.values()) > 1e-4, found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,13 @@ import pytest
 import torch
 import transformers
 from peers import apart, checked
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from two_sided import drawn, encoder_parity, given_by, gradients, masks, sharpened, spreads, there_and_back
+
+import transom
+from transom.errors import SpecError
+from transom.interop import export_checkpoint, family_spec, import_checkpoint, import_run
 
 SIZES = {
     "vocab_size": 83, "hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 50,
@@ -145,8 +151,6 @@ def test_an_encoder_decoder_that_reads_its_source_twice(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", ["BartForCausalLM", "PegasusForCausalLM"])
 def test_the_decoder_alone(tmp_path: Path, name: str) -> None:
-    from transom.interop import export_checkpoint, import_checkpoint, import_run
-
     theirs = made(name, **BART, use_cache=False)
     theirs.save_pretrained(tmp_path / "hf")
     _, ours = import_checkpoint(tmp_path / "hf")
@@ -184,10 +188,6 @@ def causal_parity(theirs: Any, ours: Any, highs: Mapping[str, int]) -> float:
 
 @pytest.mark.parametrize("prefix", ["bert.", ""])
 def test_older_names_of_norms_come_in_and_go_out(tmp_path: Path, prefix: str) -> None:
-    from safetensors.torch import load_file, save_file
-
-    from transom.interop import export_checkpoint, import_checkpoint, import_run
-
     theirs = made("BertForMaskedLM", **SIZES)
     theirs.save_pretrained(tmp_path / "hf")
     file = tmp_path / "hf" / "model.safetensors"
@@ -223,8 +223,6 @@ def test_older_names_of_norms_come_in_and_go_out(tmp_path: Path, prefix: str) ->
     ],
 )
 def test_a_graph_of_it_agrees(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
-    import transom
-
     model = getattr(transformers, name)
     sharpened(model(model.config_class(**options)), 1.0 if "T5" in name else 2.0).save_pretrained(tmp_path / "hf")
     _, ours = transom.import_checkpoint(tmp_path / "hf")
@@ -233,10 +231,54 @@ def test_a_graph_of_it_agrees(tmp_path: Path, name: str, options: dict[str, Any]
 
 def test_a_stack_that_is_two_sided_can_be_causal(tmp_path: Path) -> None:
     """What a family is made of can be swapped, its topology too."""
-    from transom.interop import family_spec, import_checkpoint
-
     made("BertForMaskedLM", **SIZES).save_pretrained(tmp_path / "hf")
     spec = family_spec(tmp_path / "hf", ["model.topology=decoder", "objective=causal_lm"])
     _, ours = import_checkpoint(tmp_path / "hf", spec)
     ids = drawn(83, 23, 1)
     assert apart(ours(input_ids=ids[:, :9]).logits, ours(input_ids=ids).logits[:, :9]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("BertForSequenceClassification", ["model.head.classes.transform=relu", "model.head.classes.pool=mean"]),
+        ("RobertaForSequenceClassification", ["model.head.classes.transform=gelu", "model.head.classes.pool=last"]),
+        ("RobertaForMaskedLM", ["model.head.words.transform=relu", "model.head.words.norm.eps=1e-6"]),
+        ("ElectraForSequenceClassification", ["model.head.classes.transform=tanh", "model.head.classes.pool=mean"]),
+        ("ElectraForMultipleChoice", ["model.head.next.transform=tanh", "model.head.next.pool=last"]),
+        ("ElectraForCausalLM", ["model.head.words.transform=tanh", "model.topology=encoder"]),
+    ],
+)
+@torch.no_grad()
+def test_every_option_of_a_head_counts(tmp_path: Path, name: str, overrides: list[str]) -> None:
+    more = {"is_decoder": True} if name.endswith("CausalLM") else {}
+    made(name, **SIZES | more | ({"embedding_size": 20} if "Electra" in name else {})).save_pretrained(tmp_path / "hf")
+    ids = drawn(83, 17, 1)
+    _, ours = import_checkpoint(tmp_path / "hf")
+    for override in overrides:
+        extra = ["objective=none"] if "topology" in override else []
+        _, other = import_checkpoint(tmp_path / "hf", family_spec(tmp_path / "hf", [override, *extra]))
+        assert apart(other(input_ids=ids).logits, ours(input_ids=ids).logits) > 1e-4, override
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "ElectraForMultipleChoice",
+            {"summary_type": "last"},
+            "summary_type: 'last' is not supported; only 'first' is",
+        ),
+        ("ElectraForMultipleChoice", {"summary_use_proj": False}, "summary_use_proj: false is not supported"),
+        ("BertForMaskedLM", {"add_cross_attention": True}, "add_cross_attention: true is not supported"),
+        ("BertForMaskedLM", {"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
+        ("BertForMaskedLM", {"architectures": ["BertForTitles"]}, "'BertForTitles' is not known to the family"),
+        ("BartForCausalLM", {"tie_word_embeddings": False}, "tie_word_embeddings: false is not supported"),
+    ],
+)
+def test_what_is_not_read_is_refused(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
+    made(name, **(BART if "Bart" in name else SIZES)).save_pretrained(tmp_path / "hf")
+    file = tmp_path / "hf" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(SpecError, match=re.escape(message)):
+        family_spec(tmp_path / "hf")

@@ -21,7 +21,7 @@ from transformers import (
     LongformerForTokenClassification,
     LongformerModel,
 )
-from two_sided import drawn, gradients, masks, sharpened, spread
+from two_sided import drawn, gradients, masks, sharpened
 
 import transom
 from transom.errors import SpecError
@@ -32,10 +32,10 @@ NAME = "global_attention_mask"
 
 
 def config(**more: Any) -> Any:
-    options = {"attention_window": [4, 10], "hidden_act": "gelu_new", "num_labels": 5}
+    options = {"attention_window": [4, 12], "hidden_act": "gelu_new", "num_labels": 5, "pad_token_id": 1}
     return LongformerConfig(
         vocab_size=83, hidden_size=36, num_hidden_layers=2, num_attention_heads=4, intermediate_size=50,
-        max_position_embeddings=75, type_vocab_size=3, layer_norm_eps=1e-2, pad_token_id=1, **options | more,
+        max_position_embeddings=75, type_vocab_size=3, layer_norm_eps=1e-2, **options | more,
     )  # fmt: skip
 
 
@@ -51,10 +51,10 @@ def given(length: int, chosen: bool = True) -> dict[str, Tensor]:
 @torch.no_grad()
 def spreads(theirs: Any, **inputs: Tensor) -> float:
     """Return the smallest spread of scores, of those that are seen."""
-    found = theirs(**inputs, output_attentions=True)
-    for layer in found.attentions:
-        layer[layer == 0] = float("nan")  # outside, or of a row that asks otherwise
-    return spread(found)
+    layers = theirs(**inputs, output_attentions=True).attentions
+    # Weights of 0 are outside, or of a token that asks otherwise.
+    rows = [[row[row > 0].log() for row in layer.flatten(0, 2)] for layer in layers]
+    return min(torch.stack([row.var() for row in layer if len(row) > 2]).mean().sqrt().item() for layer in rows)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def spreads(theirs: Any, **inputs: Tensor) -> float:
         (LongformerForMaskedLM, {"head": "logits", "words": "logits"}, {}),
         (LongformerForMaskedLM, {"head": "logits", "words": "logits"}, {"attention_window": 6, "pad_token_id": 0}),
         (LongformerForSequenceClassification, {"classes": "logits"}, {}),
-        (LongformerForTokenClassification, {"tokens": "logits"}, {"attention_window": [2, 2], "hidden_act": "relu"}),
+        (LongformerForTokenClassification, {"tokens": "logits"}, {"attention_window": [4, 4], "hidden_act": "relu"}),
     ],
 )
 def test_longformer(tmp_path: Path, model: Any, names: Mapping[str, str], options: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def test_longformer(tmp_path: Path, model: Any, names: Mapping[str, str], option
             for chosen in (True, False):
                 inputs = given(length, chosen)
                 if model is LongformerForSequenceClassification and chosen:
-                    inputs[NAME][0, masks(length)[0][0].bool()] = 1  # as the peer has it: none is none
+                    inputs[NAME][:, [0, -1]] = 1  # where a call says that there is none, the peer's has none
                 errors += rows_alone(theirs, ours, inputs, mask, names)
     right, inputs = masks(61)[0], given(61)
     if model is not LongformerForSequenceClassification:
@@ -126,9 +126,10 @@ def test_every_option_counts(tmp_path: Path) -> None:
 
 def test_each_layer_has_its_window(tmp_path: Path) -> None:
     LongformerForMaskedLM(config()).save_pretrained(tmp_path)
-    assert [layer.attention.config.window for layer in family_spec(tmp_path).model.stacks["encoder"].layers] == [4, 10]
+    assert [layer.attention.config.window for layer in family_spec(tmp_path).model.stacks["encoder"].layers] == [4, 12]
     text = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    for wrong, message in (([4, 6, 8], "list of 2"), ([4, 5], "window: 5"), ([], "list of 2"), ("all", "window")):
+    odd = {"list of 2": [4, 6, 8], "attention_window.1: 5 has no half": [4, 5], "for each layer": [], "window": "all"}
+    for message, wrong in odd.items():
         (tmp_path / "config.json").write_text(json.dumps(text | {"attention_window": wrong}), encoding="utf-8")
         with pytest.raises(SpecError, match=message):
             family_spec(tmp_path)

@@ -45,11 +45,10 @@ class FirstColumn(CLASSIFIER):
 class CountsColumns(CLASSIFIER):
     """The sum over real tokens is divided by the number of columns."""
 
-    def _share(self, hidden, mask):
-        share = super()._share(hidden, mask)
+    def forward(self, hidden, mask=None):
         if mask is None or self.config.pool != "mean":
-            return share
-        return mask.to(hidden.dtype) / hidden.shape[1]
+            return super().forward(hidden, mask)
+        return self._scores((hidden * mask.unsqueeze(-1)).sum(1) / hidden.shape[1])
 
 
 @planted(2, "differs")

@@ -56,9 +56,9 @@ class TurnsByColumns(ROPE):
 class KeepsTheFirstTable(ROPE):
     """Speeds are kept from the first pass, where the dtype and device of each pass were meant to choose them."""
 
-    def _speeds(self, device, dtype):
+    def _speeds(self, device, dtype, far=False):
         if not self._kept:
-            self._kept["first"] = self._make_speeds(device, dtype)
+            self._kept["first"] = self._make_speeds(device, dtype, far)
         return self._kept["first"].to(dtype)
 
 
@@ -68,7 +68,7 @@ class TableUnderOneName(ROPE):
 
     def rotate(self, x, tokens):
         cos, sin = tokens.once(("rope", x.dtype), lambda: self._cos_sin(tokens, accumulation_dtype(x.dtype)))
-        kept = type(tokens)(tokens.pos, tokens.valid, tokens.doc, {(self, x.dtype): (cos, sin)})
+        kept = type(tokens)(tokens.pos, tokens.valid, tokens.doc, tokens.marks, {(self, x.dtype): (cos, sin)})
         return super().rotate(x, kept)
 
 

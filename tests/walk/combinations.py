@@ -22,7 +22,7 @@ VOCAB_SIZE = 64
 OPTIONS: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "n_heads": 2,
-    "window": 5,
+    "window": 6,  # even: `longformer` has a half on each side
     "block": 4,
     "n_window": 2,
     "d_ff": 20,
@@ -50,7 +50,13 @@ class Combination:
 def combinations() -> tuple[Combination, ...]:
     """Return all combinations of what is registered."""
     positions, norms = ([*default().names(kind), NONE] for kind in ("position", "norm"))
-    places = [(name, place) for name in default().names("topology") for place in _places(name)]
+    # A stack that serves training alone is made as the others are, and gives nothing that could be walked.
+    whole = [
+        name
+        for name in default().names("topology")
+        if not (cls := default().get("topology", name)).readers(cls.Config())
+    ]
+    places = [(name, place) for name in whole for place in _places(name)]
     rows = itertools.product(places, default().names("attention"), positions, norms)
     return tuple(Combination(*where, *parts) for where, *parts in rows)
 
@@ -85,7 +91,11 @@ def objective_of(topology: type[Topology]) -> type[Objective]:
     """Return the objective that asks most of a topology: the next token where it can, else each token."""
     last = list(topology.stacks.values())[-1]
     classes: list[type[Objective]] = [default().get("objective", name) for name in default().names("objective")]
-    fitting = [cls for cls in classes if cls.sequences == len(topology.stacks) and cls.asks_next <= last.causal]
+    fitting = [
+        cls
+        for cls in classes
+        if cls.sequences == len(topology.stacks) and cls.asks_next <= last.causal and not cls.trains
+    ]
     return max(fitting, key=lambda cls: (cls.asks_next, cls.per_token, not cls.derives))
 
 
