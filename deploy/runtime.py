@@ -18,7 +18,7 @@ from ..generation import generate as write
 from .manifest import Manifest, is_mask
 from .session import Session, Values, empty_state, providers, widened
 
-ROOM = 256  # slots that a state begins with
+ROOM = 256  # slots that a state begins with, where rows may hold as many tokens
 Ids = NDArray[np.int64]
 Decode = Callable[[list[int]], str]
 
@@ -157,11 +157,14 @@ class Runtime:
         return Writer(self, self._begun(len(next(iter(given.values()))), primed))
 
     def _begun(self, batch: int, primed: Values) -> Held:
-        values = {**empty_state(self.manifest.state, batch, ROOM), **primed}
-        return Held(values, np.zeros((batch, 0), dtype=np.int64), ROOM)
+        room = min(ROOM, self.max_seq_len)
+        values = {**empty_state(self.manifest.state, batch, room), **primed}
+        return Held(values, np.zeros((batch, 0), dtype=np.int64), room)
 
     def step(self, input_ids: Ids, attention_mask: Ids | None, state: Held) -> tuple[NDArray[np.float32], Held]:
         """Take in tokens (B, T) and give the logits (B, V) after each row's last real one, as `Stepper.step` says.
+
+        The state that is given is used up: what has slots is written where it stands.
 
         Raises:
             InputError: ids that do not exist, or more real tokens than `max_seq_len`.

@@ -57,9 +57,9 @@ def test_a_lowering_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert "forward" not in vars(mechanism)
 
 
-@pytest.mark.parametrize("position", ["rope", "alibi"])
-def test_a_full_layer_is_one_operator_that_takes_chunks_row_by_row(tmp_path: Path, position: str) -> None:
-    heads = "{kind: full, n_heads: 4, n_kv_heads: 2, head_dim: 8}"
+@pytest.mark.parametrize(("position", "option"), [("rope", "scale: 0.9"), ("alibi", "soft_cap: 0.5")])
+def test_a_full_layer_is_one_operator_that_takes_chunks_row_by_row(tmp_path: Path, position: str, option: str) -> None:
+    heads = f"{{kind: full, n_heads: 4, n_kv_heads: 2, head_dim: 8, {option}}}"
     changes = [f"model.layer.attention={heads}", f"model.position={position}", *SMALL]
     model = compose(load_spec("tiny_gpt", changes)).eval()
     report = export(model, tmp_path / "out")
