@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..errors import PluginError
+from ..errors import InputError, PluginError
 from . import Session
 from .importing import importing
 from .output import notes, results
@@ -137,19 +137,24 @@ def export(
     to: Annotated[
         Literal["onnx", "hf"], typer.Option(help="A graph, or the weights as a Hugging Face checkpoint.")
     ] = "onnx",
+    overrides: Overrides = None,
 ) -> None:
     """Write a run's model as ONNX, its state included, or as a Hugging Face checkpoint.
 
-    The folder of a graph also gets a report on where the graph agrees with PyTorch.
+    The folder of a graph also gets a report on where the graph agrees with PyTorch. KEY=VALUE changes what the spec
+    says of `export`, as in export.logits=all.
     """
     if to == "hf":
+        if overrides:
+            raise InputError(f"{overrides[0]}: goes with a graph; --to hf takes no changes")
         from ..interop import export_checkpoint
 
         print(export_checkpoint(run, out))
         return
     from ..deploy import export as export_run
+    from ..deploy import export_settings
 
-    print(export_run(run, out))
+    print(export_run(run, out, settings=export_settings(run, overrides) if overrides else None))
     print(out)
 
 

@@ -53,6 +53,13 @@ class Component:
         """Build the component for one place: `where` is what its kind's constructor takes besides its options."""
         return cls(config, *where)  # type: ignore[call-arg]
 
+    def declines(self, target: str) -> str:
+        """Say why its `forward` stays in a graph where `lowers` offers a method for `target`; empty where it does not.
+
+        For options and places that an operator does not take: a clause that stands in `transom.json`.
+        """
+        return ""
+
     def layouts(self) -> Layouts:
         """Say how published checkpoints lay the parameters out: layout's name -> parameter's name -> move.
 

@@ -19,12 +19,13 @@ class Context:
     Real tokens are left-aligned: without documents, the column of a token is its position less `seen`.
 
     `tokens`: the new tokens, (B, T). `causal`: whether tokens may not see later ones.
-    `past`: the tokens whose keys an `append` state holds, (B, S); None without one.
+    `past`: the tokens whose keys an `append` state holds, (B, S); None without one, and where it has slots.
     `seen` (B,) int64: how many real tokens came before; None when nothing is remembered.
     `asked`: how many of the tokens, the last ones, are only asked for: they see, and are not seen.
     `memory` (B, M, C) and `memory_tokens`: what cross attention reads; `memory` is None once its state is primed.
     `positions`: the encodings in use, in order. `served`: the attention that they serve, where one of them projects.
-    `weights`: attention weights are appended here when someone asks.
+    `weights`: attention weights are appended here when someone asks. `written`: what was written to slots, likewise.
+    `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them.
     """
 
     tokens: Tokens
@@ -36,7 +37,9 @@ class Context:
     positions: Sequence[Position] = ()
     weights: list[Tensor] | None = None
     asked: int = 0
+    written: list[Tensor] | None = None
     served: Served | None = None
+    slots: Tokens | None = None
 
     def serving(self, attention: Served) -> Context:
         """Return this context within one attention: itself, unless a position asks for the attention's projections."""
@@ -57,10 +60,37 @@ class Context:
         return self.tokens.once(key, make)
 
     @property
+    def plain(self) -> bool:
+        """Say whether the new tokens are all there are, real ones of one document: a triangle, or no mask, will do."""
+        return self.tokens.plain and self.past is None and self.slots is None
+
+    @property
     def keys(self) -> Tokens:
         """Return the tokens of all keys that an appending layer sees: past and new."""
         past, own = self.past, self.own
+        if self.slots is not None:
+            return self.slots
         return own if past is None else self.tokens.once("keys", lambda: join(past, own))
+
+    def append(self, old: Tensor, new: Tensor, dim: int = 1) -> Tensor:
+        """Return what is remembered of all tokens, `keys`: what a state declared as `append` holds, with the new.
+
+        old (B, S, ...) and new (B, T, ...), alike but for S and T; `dim`: where these stand. They are put behind each
+        other, (B, S + T, ...), or new is written to its slots of old, (B, S, ...), where there are slots.
+        """
+        if self.slots is None:
+            return torch.cat([old, new], dim=dim)
+        assert self.seen is not None
+        seen = self.seen
+        column = self.tokens.once("slots", lambda: seen.unsqueeze(1) + torch.arange(new.shape[dim], device=new.device))
+        shape = [1] * new.dim()
+        shape[0], shape[dim] = column.shape
+        index = column.reshape(shape).expand_as(new)
+        kept = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        after = old.scatter(dim, index, new) if kept else old.scatter_(dim, index, new)
+        if self.written is not None:
+            self.written.append(after)
+        return after
 
     @property
     def own(self) -> Tokens:

@@ -57,12 +57,13 @@ class Segments:
         columns = Packing.of(kept).order.gather(1, newest.clamp(min=0))
         for name, rule in declared.items():
             if rule.grows == "append":
-                tensors[name] = _taken(tensors[name], columns)
+                tensors[name] = _taken(tensors[name], columns, rule.dims.index(PAST))
         tensors["pos"] = tensors["pos"].masked_fill(newest < 0, -1)
         return State(tensors, self.length, self.length)
 
 
-def _taken(x: Tensor, columns: Tensor) -> Tensor:
-    """Return columns (B, N) of x (B, S, ...)."""
+def _taken(x: Tensor, columns: Tensor, dim: int) -> Tensor:
+    """Return columns (B, N) of x (B, ..., S, ...), where S stands at `dim`."""
+    x = x.movedim(dim, 1)
     spread = columns.reshape(columns.shape + (1,) * (x.dim() - 2))
-    return x.gather(1, spread.expand(columns.shape + x.shape[2:]))
+    return x.gather(1, spread.expand(columns.shape + x.shape[2:])).movedim(1, dim)

@@ -58,11 +58,27 @@ def softmax_attention(
 
     `causal` stands for the lower triangle where no mask is needed besides it (T = S): its kernel skips what lies above.
     """
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    return _by_head(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias, cap=cap)
+
+
+def _by_head(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    cap: float | None = None,
+) -> Tensor:
+    """Compute `softmax_attention` of k and v that stand head by head, (B, K, S, D)."""
     assert mask is None or not causal, "the triangle is part of the mask"
     if cap is not None:  # no kernel knows it
         if causal:
-            mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril().unsqueeze(0)
-        return softmax_reference(q, k, v, mask, bias, scale, cap)[0]
+            mask = torch.ones(q.shape[1], k.shape[2], dtype=torch.bool, device=q.device).tril().unsqueeze(0)
+        return softmax_reference(q, k.transpose(1, 2), v.transpose(1, 2), mask, bias, scale, cap)[0]
     empty: Tensor | None = None
     if mask is not None:
         # A row that sees nothing sees everything instead, and is then set to 0: no kernel is asked for 0 / 0.
@@ -71,17 +87,17 @@ def softmax_attention(
     if bias is not None:
         bias = bias.to(q.dtype)
         if causal:
-            triangle = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril()
+            triangle = torch.ones(q.shape[1], k.shape[2], dtype=torch.bool, device=q.device).tril()
             mask, causal = triangle, False
         mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
+        k,
+        v,
         attn_mask=mask,
         is_causal=causal,
         scale=scale,
-        enable_gqa=q.shape[2] != k.shape[2],
+        enable_gqa=q.shape[2] != k.shape[1],
     ).transpose(1, 2)
     return out if empty is None else out.masked_fill(empty.unsqueeze(-1), 0.0)
 
@@ -89,13 +105,13 @@ def softmax_attention(
 def softmax_in(context: Context, q: Tensor, k: Tensor, v: Tensor, *, scale: float, cap: float | None = None) -> Tensor:
     """Mix the values of all tokens that the model's rule lets the new ones see, by the cheapest call of the kernel.
 
-    q (B, T, H, D) of the new tokens; k, v (B, S, K, D) of past and new ones. Returns (B, T, H, D).
+    q (B, T, H, D) of the new tokens; k, v of past and new ones, head by head: (B, K, S, D). Returns (B, T, H, D).
     """
-    plain = context.tokens.plain and (context.past is None or context.past.plain)
-    bias = context.score(context.tokens, None, q, k)
+    plain = context.tokens.plain and context.slots is None and (context.past is None or context.past.plain)
+    bias = context.score(context.tokens, None, q, k.transpose(1, 2))
     if plain and context.past is None:
-        return softmax_attention(q, k, v, scale=scale, causal=context.causal, bias=bias, cap=cap)
+        return _by_head(q, k, v, scale=scale, causal=context.causal, bias=bias, cap=cap)
     if plain and q.shape[1] == 1:
-        return softmax_attention(q, k, v, scale=scale, bias=bias, cap=cap)
+        return _by_head(q, k, v, scale=scale, bias=bias, cap=cap)
     mask = context.once("visible", lambda: context.visible(context.keys))
-    return softmax_attention(q, k, v, scale=scale, mask=mask, bias=bias, cap=cap)
+    return _by_head(q, k, v, scale=scale, mask=mask, bias=bias, cap=cap)

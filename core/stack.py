@@ -19,7 +19,8 @@ from .embedding import Borrowed, Embedding
 from .inputs import Input
 from .norm import Norm
 from .position import Position, add_positions
-from .state import PAST, Declared, Memories, Remembered, State
+from .slots import MASK, run_in_slots
+from .state import PAST, POS, SEEN, Declared, Memories, Remembered, State
 from .tokens import ORDER, Packing, Tokens, document_positions, with_asked
 
 
@@ -64,7 +65,7 @@ class Stack(nn.Module):
             for i, block in enumerate(blocks)
         ]
         self._declared = self._declare()
-        self._appends = "pos" in self._declared
+        self._appends = POS in self._declared
         self._beside = any("beside" in block.names for block in blocks)
 
     @property
@@ -82,7 +83,7 @@ class Stack(nn.Module):
         """Declare the raw inputs: all that is read, and the mask of the columns where they are text."""
         inputs = self.feeds()
         if self.embedding.maskable:
-            inputs["attention_mask"] = Input(("batch", "sequence"), "int64", high=2)
+            inputs[MASK] = Input(("batch", "sequence"), "int64", high=2)
         return inputs
 
     def bound_to_columns(self) -> str | None:
@@ -96,9 +97,9 @@ class Stack(nn.Module):
                 return f"the feedforward of layer {index} is bound to columns: it mixes neighbours"
         return None
 
-    def declared(self) -> Declared:
-        """Declare the whole state, by the names of `State.tensors`."""
-        return self._declared
+    def declared(self, *, slots: bool = False) -> Declared:
+        """Declare the whole state, by the names of `State.tensors`; with `slots`, that of a state with room."""
+        return {name: rule for name, rule in self._declared.items() if not slots or name != POS}
 
     def _declare(self) -> Declared:
         layers = {
@@ -107,10 +108,10 @@ class Stack(nn.Module):
             for sub, names in subs.items()
             for key, rule in getattr(block, sub).declared().items()
         }
-        own = {"seen": Remembered(("batch",), "fixed", "int64")}
+        own = {SEEN: Remembered(("batch",), "fixed", "int64")}
         if any(rule.grows == "append" for rule in layers.values()):
             # Position of each past column, -1 at padding: who is visible follows from it.
-            own["pos"] = Remembered(("batch", PAST), "append", "int64", fill=-1)
+            own[POS] = Remembered(("batch", PAST), "append", "int64", fill=-1)
             own |= {mark_name(name): Remembered(("batch", PAST), "append", "int64") for name in self._marks}
         if self._marks and self.site.causal and any(rule.grows == "ring" for rule in layers.values()):
             raise ValueError(
@@ -120,26 +121,27 @@ class Stack(nn.Module):
             own["memory_mask"] = Remembered(("batch", "memory"), "static", "int64")
         return own | layers
 
-    def empty_state(self, batch: int) -> State:
-        """Return the state before the first token, for `batch` rows."""
+    def empty_state(self, batch: int, room: int | None = None) -> State:
+        """Return the state before the first token, for `batch` rows; with `room` for so many columns in slots."""
         like = next(self.parameters())
-        tensors = {n: r.empty(batch, 0, like.dtype, like.device) for n, r in self._declared.items()}
-        croppable = all(rule.grows in ("append", "static") for n, rule in self._declared.items() if n != "seen")
-        return State(tensors, cropper=self._crop if croppable else None)
+        declared = self.declared(slots=room is not None)
+        tensors = {n: r.empty(batch, 0, like.dtype, like.device, room=room) for n, r in declared.items()}
+        croppable = all(rule.grows in ("append", "static") for n, rule in declared.items() if n != "seen")
+        return State(tensors, cropper=self._crop if croppable else None, room=room)
 
     def _crop(self, state: State, length: int) -> State:
         tensors = dict(state.tensors)
         for name, rule in self._declared.items():
-            if rule.grows == "append":
+            if rule.grows == "append" and state.room is None:
                 tensors[name] = tensors[name].narrow(rule.dims.index(PAST), 0, length)
-        tensors["seen"] = left = tensors["seen"] - (state.columns - length)  # none of these is padding
+        tensors[SEEN] = left = tensors[SEEN] - (state.columns - length)  # none of these is padding
         for edge in self.edges:
             if bool(((state.seen > edge) & (left <= edge) & (left > 0)).any()):
                 raise InputError(
                     f"can't crop a state of a row of more than {edge} tokens to {edge} or fewer: positions turn "
                     "otherwise in shorter rows; begin anew"
                 )
-        return State(tensors, length, state.padded, state.cropper)
+        return replace(state, tensors=tensors, columns=length)
 
     def prime(self, state: State, memory: Tensor, mask: Tensor | None) -> State:
         """Return the state with everything that cross attention keeps of memory (B, M, C), mask (B, M)."""
@@ -155,7 +157,7 @@ class Stack(nn.Module):
             for sub, names in subs.items():
                 primed = getattr(block, sub).prime(context)
                 tensors.update({names[key]: value for key, value in primed.items()})
-        return State(tensors, state.columns, state.padded, state.cropper)
+        return replace(state, tensors=tensors)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -213,6 +215,7 @@ class Stack(nn.Module):
         context = Context(
             tokens, self.site.causal, self._past(state), None if state is None else state.seen,
             positions=self._positions, weights=weights, asked=0 if asked is None else asked.shape[1],
+            slots=self._slots(state, own), written=None if state is None or state.room is None else [],
         )  # fmt: skip
         x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
         if self.norm is not None:
@@ -221,7 +224,7 @@ class Stack(nn.Module):
             x = x[:, own.pos.shape[1] :]
         elif packing is not None:
             x = packing.unpack(x)
-        return x, None if state is None else self._next(state, after, own, mask)
+        return x, None if state is None else self._next(state, after, own, mask, context.slots)
 
     def _run(
         self, x: Tensor, context: Context, cross: Context, state: State | None
@@ -232,7 +235,7 @@ class Stack(nn.Module):
             contexts["beside"] = context.at(())
         tensors: dict[str, Tensor] = {}
         dtype = x.dtype
-        for block, subs in zip(self.blocks, self._state_names, strict=True):
+        for place, (block, subs) in enumerate(zip(self.blocks, self._state_names, strict=True)):
             if x.dtype != dtype and not block.wide:
                 x = x.to(dtype)
             here = contexts
@@ -248,7 +251,10 @@ class Stack(nn.Module):
             before: dict[str, Memories] = {}
             for sub, names in subs.items():
                 before[sub] = {key: state.tensors[name] for key, name in names.items()}
-            x, after = block(x, here, before)
+            if state.room is None:
+                x, after = block(x, here, before)
+            else:
+                x, after = run_in_slots(block, x, here, before, f"layers.{place}")
             for sub, names in subs.items():
                 for key, name in names.items():
                     tensors[name] = after[sub][key]
@@ -266,11 +272,23 @@ class Stack(nn.Module):
         return Tokens(column.unsqueeze(0) if state is None else column + state.seen.unsqueeze(1), valid)
 
     def _past(self, state: State | None) -> Tokens | None:
-        if state is None or not self._appends:
+        if state is None or state.room is not None or not self._appends:
             return None
-        pos = state.tensors["pos"]
+        pos = state.tensors[POS]
         marks = {name: state.tensors[mark_name(name)] for name in self._marks}
         return Tokens(pos, pos >= 0 if state.padded or is_exporting() else None, marks=marks)
+
+    def _slots(self, state: State | None, new: Tokens) -> Tokens | None:
+        """Return the tokens of all slots of a state with room: a later one than the last has a later position too."""
+        if state is None or state.room is None:
+            return None
+        pos = torch.arange(state.room, device=new.pos.device).unsqueeze(0)
+        if not self._marks:
+            return Tokens(pos)
+        write = Context(new, self.site.causal, slots=Tokens(pos), seen=state.seen).append
+        zeros = torch.zeros_like(new.pos)
+        marks = {n: write(state.tensors[mark_name(n)], new.marks.get(n, zeros)) for n in self._marks}
+        return Tokens(pos, marks=marks)
 
     def _cross(self, context: Context, state: State | None, memory: Tensor | None, mask: Tensor | None) -> Context:
         if state is not None and "memory_mask" in state.tensors:
@@ -284,18 +302,22 @@ class Stack(nn.Module):
         tokens = _memory_tokens(memory, mask)
         return Context(context.tokens, causal=False, memory=memory, memory_tokens=tokens, weights=context.weights)
 
-    def _next(self, state: State, after: dict[str, Tensor], tokens: Tokens, mask: Tensor | None) -> State:
+    def _next(
+        self, state: State, after: dict[str, Tensor], tokens: Tokens, mask: Tensor | None, slots: Tokens | None
+    ) -> State:
         count = tokens.pos.shape[1] if tokens.valid is None else tokens.valid.sum(1)
         tensors = state.tensors | after
         tensors["seen"] = state.seen + count
-        if self._appends:
+        if slots is not None:
+            tensors |= {mark_name(name): mark for name, mark in slots.marks.items()}
+        elif self._appends:
             pos = tokens.pos if tokens.valid is None else tokens.pos.masked_fill(~tokens.valid, -1)
-            tensors["pos"] = torch.cat([state.tensors["pos"], pos], dim=1)
+            tensors[POS] = torch.cat([state.tensors[POS], pos], dim=1)
             for name in self._marks:
                 mark = tokens.marks.get(name, torch.zeros_like(pos))
                 tensors[mark_name(name)] = torch.cat([state.tensors[mark_name(name)], mark], dim=1)
         columns = state.columns + tokens.pos.shape[1]
-        return State(tensors, columns, state.padded if mask is None else columns, state.cropper)
+        return replace(state, tensors=tensors, columns=columns, padded=state.padded if mask is None else columns)
 
     def _check(self, x: Tensor, mask: Tensor | None, doc: Tensor | None, state: State | None) -> Tensor | None:
         if is_exporting():
@@ -321,6 +343,8 @@ class Stack(nn.Module):
                         "with the past"
                     )
                 mask = mask[:, past:]
+        if state is not None and state.room is not None and state.columns + length > state.room:
+            raise InputError(f"{length} tokens after {state.columns}: the state has room for {state.room} columns")
         self._check_length(length, mask, state)
         if state is not None and state.columns and self.edges:
             self._check_edges(length, mask, state)

@@ -14,6 +14,8 @@ from ..errors import InputError
 
 Growth = Literal["append", "ring", "fixed", "static"]
 BATCH, PAST, MEMORY = "batch", "past", "memory"
+POS, SEEN = "pos", "seen"
+"""What a state calls the positions of past tokens, where it has no slots, and how many there were."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,11 @@ class Remembered:
     dtype: Literal["model", "accumulate", "int64"] = "model"
     fill: float = 0.0
 
-    def empty(self, batch: int, memory: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the tensor before the first token, (batch, ...) as `dims` say, where `past` is 0."""
-        sizes = {BATCH: batch, PAST: 0, MEMORY: memory}
+    def empty(
+        self, batch: int, memory: int, dtype: torch.dtype, device: torch.device, *, room: int | None = None
+    ) -> Tensor:
+        """Return the tensor before the first token, (batch, ...) as `dims` say, where `past` is 0, or `room`."""
+        sizes = {BATCH: batch, PAST: room or 0, MEMORY: memory}
         shape = [sizes[d] if isinstance(d, str) else d for d in self.dims]
         return torch.full(shape, self.fill, dtype=self.torch_dtype(dtype), device=device)
 
@@ -68,13 +72,16 @@ class State:
     `tensors`: by name, `layers.0.attention.k`. Dimension 0 of each is the batch. `columns`: how many columns were fed,
     padding included. `padded`: how many were fed up to the last that may be padding; a state is cropped no further,
     as real tokens were moved to the left among them. `cropper`: how to go back to a shorter past, where every layer
-    declares that it can.
+    declares that it can. `room`: for how many columns there is room; what `append` declares then has that length from
+    the start, and token i of a row stands in slot i. A step writes to the slots of its tokens, and uses up the state
+    that it is given: to go back, go on from a `fork`. None: each step makes it longer, and leaves what it was given.
     """
 
     tensors: dict[str, Tensor]
     columns: int = 0
     padded: int = 0
     cropper: Callable[[State, int], State] | None = None
+    room: int | None = None
 
     @property
     def seen(self) -> Tensor:

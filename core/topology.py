@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from .component import Component
 from .head import Head
 from .inputs import Input
+from .slots import MASK, resume, step_declared, step_inputs
 from .stack import Stack
 from .state import Declared, State
 
@@ -54,6 +56,9 @@ class Graph:
 
     `inputs` and `outputs` by name with their dimensions; `takes` and `gives`: the state before and after, by the
     declared names. `run(inputs, state) -> (outputs, next state)` computes it.
+
+    `slots`: whether what grows has room for tokens to come, and keeps its length; else each step makes it longer.
+    A mask whose second dimension is `total` covers all columns since the first step, of which the last are new.
     """
 
     inputs: Mapping[str, Input]
@@ -61,6 +66,7 @@ class Graph:
     takes: Declared
     gives: Declared
     run: Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
+    slots: bool = False
 
 
 # Under other names: the class below takes these for its own attributes.
@@ -125,15 +131,37 @@ class Topology(nn.Module, Component, ABC):
         """Run the model on keyword inputs with the field's names."""
 
     @abstractmethod
-    def graphs(self) -> Mapping[str, Graph]:
-        """Declare what is exported: name -> `Graph`."""
+    def graphs(self, *, last: bool = False) -> Mapping[str, Graph]:
+        """Declare what is exported: name -> `Graph`.
+
+        `last`: a graph that takes steps gives the logits of each row's last real token alone (see `step_graph`).
+        """
+
+    def step_graph(self, name: str, *, last: bool = False) -> Graph:
+        """Declare a step of any number of tokens of the causal stack `name`, whose state has slots.
+
+        It calls `forward` with the stack's inputs and its state. With `last` the logits are those of each row's last
+        real token, (B, 1, V), in place of all.
+        """
+        stack, prefix = cast(Stack, self.get_submodule(name)), self.stacks[name].prefix
+        declared = step_declared(stack)
+        moving = {n: rule for n, rule in declared.items() if rule.grows != "static"}
+
+        def run(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+            given, before = resume(stack, {n.removeprefix(prefix): tensor for n, tensor in inputs.items()}, state)
+            out = self(**{prefix + n: tensor for n, tensor in given.items()}, state=before, logits=not last)
+            logits = self.read_last(out.hidden, given.get(MASK)) if last else out.logits
+            return self.logits_by_name(logits), {n: out.state.tensors[n] for n in moving}
+
+        inputs = {prefix + n: put for n, put in step_inputs(stack).items()}
+        return Graph(inputs, self.logits_dims(1 if last else "sequence"), declared, moving, run, slots=True)
 
     def declared(self) -> Declared:
         """Declare the state; empty where nothing is decoded step by step."""
         return {}
 
-    def empty_state(self, batch: int) -> State:
-        """Return the state before the first token.
+    def empty_state(self, batch: int, room: int | None = None) -> State:
+        """Return the state before the first token, for `batch` rows; with `room` for so many columns (see `State`).
 
         Raises:
             InputError: this topology remembers nothing.
@@ -153,12 +181,26 @@ class Topology(nn.Module, Component, ABC):
         logits = {name: self.heads[name](hidden, mask) for name in self._answering}
         return next(iter(logits.values())) if len(logits) == 1 else logits
 
+    def read_last(self, hidden: Tensor, mask: Tensor | None) -> Any:
+        """Return what `read_heads` does, but of each row's last real token alone: (B, 1, V) from a head per token.
+
+        Of a row without a real token it is that of any column.
+        """
+        if mask is None:
+            last = hidden.select(1, -1).unsqueeze(1)
+        else:
+            column = (mask.bool() * torch.arange(mask.shape[1], device=mask.device)).amax(1)
+            last = hidden.gather(1, column.reshape(-1, 1, 1).expand(-1, 1, hidden.shape[-1]))
+        heads = ((name, cast(Head, self.heads[name])) for name in self._answering)
+        logits = {name: head(last, None) if head.per_token else head(hidden, mask) for name, head in heads}
+        return next(iter(logits.values())) if len(logits) == 1 else logits
+
     def logits_by_name(self, logits: Any) -> Tensors:
         """Return what `read_heads` gave by the names that graphs use: `logits` for the first head, `logits.NAME`."""
         values = [logits] if isinstance(logits, Tensor) else list(logits.values())
         return dict(zip(self._logits_names(), values, strict=True))
 
-    def logits_dims(self, columns: str) -> dict[str, tuple[str | int, ...]]:
+    def logits_dims(self, columns: str | int) -> dict[str, tuple[str | int, ...]]:
         """Return the dimensions of all heads' logits by the same names, `columns` being that of the tokens."""
         return {
             name: ("batch", columns, "vocab") if cast(Head, head).per_token else ("batch", "classes")

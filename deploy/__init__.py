@@ -6,14 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .export import export
+    from .export import export, export_settings
     from .parity import Report
     from .runtime import Runtime, generate
 
-__all__ = ["Report", "Runtime", "export", "generate"]
+__all__ = ["Report", "Runtime", "export", "export_settings", "generate"]
 
 # Imported when first asked for: the runtime needs no torch, and whoever wants it alone should not pay for it.
-_HOMES = {"Report": "parity", "Runtime": "runtime", "export": "export", "generate": "runtime"}
+_HOMES = {
+    "Report": "parity",
+    "Runtime": "runtime",
+    "export": "export",
+    "export_settings": "export",
+    "generate": "runtime",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from ..core.stack import Stack
-from ..core.state import Remembered
 from ..core.topology import Topology
-from ..errors import ExportError
+from ..errors import ExportError, InputError
 from ..registry.settings import ExportSettings
+from ..registry.spec import load_spec
+from ..registry.weights import SPEC
 from .graph import state_facts, write_graph
 from .lowering import lowered
 from .manifest import MANIFEST, GraphFacts, Manifest, sha256
@@ -56,17 +58,30 @@ def export(
     return report
 
 
+def export_settings(run: str | os.PathLike[str], changes: Sequence[str]) -> ExportSettings:
+    """Return what a run's spec says of its export, with changes `export.KEY=value`.
+
+    Raises:
+        InputError: a change is of something else, which the weights are made for.
+        SpecError: the spec or a change can't be read.
+    """
+    for change in changes:
+        if not change.startswith("export."):
+            raise InputError(
+                f"{change}: what a run is exported to can be changed, as in export.logits=all, and no more"
+            )
+    return load_spec(Path(run, SPEC), changes).export
+
+
 def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
-    model, declared = source.model, source.model.graphs()
-    remembered: dict[str, Remembered] = {}
-    for graph in declared.values():
-        remembered |= {**graph.takes, **graph.gives}
-    state = state_facts(remembered)
+    model, last = source.model, settings.logits == "last"
+    declared = model.graphs(last=last)
+    state = {name: facts for graph in declared.values() for name, facts in state_facts(graph).items()}
     with lowered(model, settings.target) as layers:
         graphs = {name: write_graph(model, name, graph, folder, settings.opset) for name, graph in declared.items()}
     stacks = [stack for stack in model.modules() if isinstance(stack, Stack)]
     max_seq_len = min(stack.site.max_seq_len for stack in stacks)
-    report = compare(model, folder, graphs, state, max_seq_len)
+    report = compare(declared, folder, graphs, state, max_seq_len)
     if report.failed:
         raise ExportError(f"the exported graph disagrees with PyTorch, and was not kept:\n{report}")
     source.copy_tokenizer(folder)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset18
@@ -17,16 +18,17 @@ from torch import Tensor, nn
 
 from ..core.state import BATCH, MEMORY, PAST, Remembered
 from ..core.topology import Graph, Topology
-from ..errors import ExportError
-from .manifest import Dims, GraphFacts, StateFacts, TensorFacts
+from ..errors import ExportError, TransomError
+from .manifest import TOTAL, Dims, GraphFacts, StateFacts, TensorFacts
 
 IR_VERSION = 10  # torch and onnx write newer ones than runtimes read
 EXTERNAL = 100_000_000  # bytes of weights above which they stand in a file of their own, NAME.onnx.data
-TOTAL = "total"  # the length of a past after a step
 # Lengths of the example: distinct primes, so that none equals another, and so long that no number of chunks is 0 or
 # 1, which torch would take for a constant.
-SIZES = {BATCH: 3, "sequence": 263, PAST: 131, MEMORY: 197}
+SIZES = {BATCH: 3, "sequence": 263, PAST: 131, MEMORY: 197, TOTAL: 311}
 DTYPES = {"int64": "int64", "float": "float32"}
+# Operators that take more than one token behind a past from a single row alone.
+ROWS_ALONE = {("com.microsoft", "GroupQueryAttention")}
 op: Any = opset18  # of typed tensors; the translator passes its own
 
 
@@ -36,30 +38,33 @@ def write_graph(model: Topology, name: str, graph: Graph, folder: Path, opset: i
     Raises:
         ExportError: torch can't translate the model, or a dimension that is declared to vary came out fixed.
     """
-    states = state_facts({**graph.takes, **graph.gives})
+    states = state_facts(graph)
     inputs = {n: TensorFacts(put.dims, DTYPES[put.dtype], put.high) for n, put in graph.inputs.items()}
     takes = {states[n].input: TensorFacts(states[n].dims, states[n].dtype) for n in graph.takes}
     outputs = {**graph.outputs, **{states[n].output: _grown(states[n]) for n in graph.gives}}
     translated = _translate(_Function(model, graph), {**inputs, **takes}, list(outputs), name, opset)
     dims = {n: facts.dims for n, facts in {**inputs, **takes}.items()}
     _name_dims(translated.model.graph, name, {**dims, **outputs})
+    _store_once(translated.model.graph)
     _tidy(translated.model)
     weight = sum(p.numel() * p.element_size() for p in model.parameters())
     translated.save(folder / f"{name}.onnx", external_data=weight > EXTERNAL)
     found = {value.name: value for value in translated.model.graph.outputs}
     gives = {n: TensorFacts(_dims(found[n]), _dtype(found[n])) for n in graph.outputs}
-    return GraphFacts(f"{name}.onnx", inputs, gives, tuple(graph.takes), tuple(graph.gives))
+    alone = any((node.domain, node.op_type) in ROWS_ALONE for node in translated.model.graph)
+    return GraphFacts(f"{name}.onnx", inputs, gives, tuple(graph.takes), tuple(graph.gives), alone)
 
 
-def state_facts(declared: Mapping[str, Remembered]) -> dict[str, StateFacts]:
-    """Return how a declared state appears in graphs: `past.NAME` goes in, `present.NAME` comes out."""
+def state_facts(graph: Graph) -> dict[str, StateFacts]:
+    """Return how the state of a graph appears in it: `past.NAME` goes in, `present.NAME` comes out."""
+    declared: dict[str, Remembered] = {**graph.takes, **graph.gives}
     return {
         name: StateFacts(
             input=f"past.{name}",
             output=f"present.{name}",
             dims=rule.dims,
             dtype=str(rule.torch_dtype(torch.float32)).removeprefix("torch."),
-            grows=rule.grows,
+            grows="slots" if rule.grows == "append" and graph.slots else rule.grows,
             fill=rule.fill,
         )
         for name, rule in declared.items()
@@ -132,6 +137,9 @@ def _why(error: BaseException) -> str:
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
+    said = [str(each) for each in chain if isinstance(each, TransomError)]
+    if said:
+        return said[-1]
     return ", in ".join(f"{type(e).__name__}: {str(e).strip().partition(chr(10))[0]:.300}" for e in chain[:-3:-1])
 
 
@@ -173,6 +181,24 @@ def _dtype(value: ir.Value) -> str:
 
 def _grown(facts: StateFacts) -> Dims:
     return tuple(TOTAL if d == PAST and facts.grows == "append" else d for d in facts.dims)
+
+
+def _store_once(graph: ir.Graph) -> None:
+    """Make a table that is stored turned too, because a head reads what an embedding does, of the one beside it."""
+    tables = {
+        n: v.const_value for n, v in graph.initializers.items() if v.const_value and len(v.const_value.shape) == 2
+    }
+    for name, table in tables.items():
+        if not name.startswith("val_"):  # a constant that the translator made
+            continue
+        turned = table.numpy().T
+        same = (n for n, other in tables.items() if other.shape.numpy() == turned.shape and n != name)
+        source = next((n for n in same if np.array_equal(tables[n].numpy(), turned)), None)
+        if source is not None and graph.initializers[source].uses():
+            made = ir.node("Transpose", [graph.initializers[source]], {"perm": [1, 0]})
+            graph.insert_before(graph[0], made)
+            graph.initializers[name].replace_all_uses_with(made.outputs[0])
+            del graph.initializers[name]
 
 
 def _tidy(model: ir.Model) -> None:

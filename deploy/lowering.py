@@ -17,7 +17,7 @@ from ..errors import ExportError
 def lowered(model: nn.Module, target: str) -> Iterator[dict[str, str]]:
     """Let every component of a model that offers a lowering for `target` compute by it; give what each computes by.
 
-    The keys are the names of modules. The first target of `TARGETS[target]` that a component offers counts.
+    The keys are the names of modules. The first target of `TARGETS[target]` counts that it offers and does not decline.
 
     Raises:
         ExportError: a component names a method that it has not.
@@ -27,9 +27,11 @@ def lowered(model: nn.Module, target: str) -> Iterator[dict[str, str]]:
     said: dict[str, str] = {}
     try:
         for name, module in found.items():
-            offered = next((each for each in TARGETS[target] if each in module.lowers), None)
+            declined = {each: module.declines(each) for each in TARGETS[target] if each in module.lowers}
+            offered = next((each for each, why in declined.items() if not why), None)
             if offered is None:
-                said[name] = f"{module.kind} {module.name}: its forward; it offers no lowering for {target}"
+                why = "; ".join(declined.values()) or f"it offers no lowering for {target}"
+                said[name] = f"{module.kind} {module.name}: its forward; {why}"
                 continue
             method = getattr(module, module.lowers[offered], None)
             if method is None:

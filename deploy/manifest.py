@@ -13,6 +13,7 @@ from ..errors import ExportError
 
 MANIFEST = "transom.json"
 FORMAT = 1
+TOTAL = "total"  # all columns since the first step; the length of a past after a step that makes it longer
 Dims = tuple[str | int, ...]
 Facts = TypeVar("Facts", "TensorFacts", "StateFacts")
 
@@ -33,8 +34,9 @@ class TensorFacts:
 class StateFacts:
     """Describe a tensor of the state: the names under which graphs take and give it, and what it is when empty.
 
-    `dims`: those that it comes in with; what is `past` then is `total` when it goes out. `grows`: `append`, `ring`,
-    `fixed` or `static`, as components declare it. `fill`: the value of an empty entry.
+    `dims`: those that it comes in with. `grows`: `ring`, `fixed` or `static`, as components declare it; `slots`, where
+    `past` is how many tokens there is room for, and a step writes to the slots of its tokens; or `append`, where what
+    is `past` when it comes in is `total` when it goes out. `fill`: the value of an empty entry.
     """
 
     input: str
@@ -47,13 +49,22 @@ class StateFacts:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """Describe one graph: its file, its own inputs and outputs, and the state that it takes and gives, by name."""
+    """Describe one graph: its file, its own inputs and outputs, and the state that it takes and gives, by name.
+
+    `rows_alone`: whether its operators take several tokens that follow others from one row at a time alone.
+    """
 
     file: str
     inputs: Mapping[str, TensorFacts]
     outputs: Mapping[str, TensorFacts]
     takes: tuple[str, ...]
     gives: tuple[str, ...]
+    rows_alone: bool = False
+
+    @property
+    def steps(self) -> bool:
+        """Say whether it is run again and again, on tokens that follow others."""
+        return bool(self.takes) or any(TOTAL in facts.dims for facts in self.inputs.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +145,7 @@ def is_mask(name: str) -> bool:
 
 def _graph(said: Mapping[str, Any]) -> GraphFacts:
     inputs, outputs = ({n: _tensor(TensorFacts, t) for n, t in said[side].items()} for side in ("inputs", "outputs"))
-    return GraphFacts(said["file"], inputs, outputs, tuple(said["takes"]), tuple(said["gives"]))
+    return GraphFacts(said["file"], inputs, outputs, tuple(said["takes"]), tuple(said["gives"]), said["rows_alone"])
 
 
 def _tensor(facts: type[Facts], said: Mapping[str, Any]) -> Facts:

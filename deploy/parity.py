@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.topology import Graph, Topology
-from .manifest import GraphFacts, StateFacts, is_mask
+from ..core.topology import Graph
+from .manifest import TOTAL, GraphFacts, StateFacts, is_mask
 from .session import Session, empty_state, providers
 
 ALLOWED = {"fp32": 1e-4}
 """The largest error, relative to a tensor's largest magnitude, by precision."""
 STEPS = 32
-RAGGED_STEPS = 5
+FEW_STEPS = 5
 SHAPES = ((1, 5), (2, 19), (3, 83))
 """Rows and tokens of the three shapes; the last grows until every ring wraps, within LONGEST."""
 LONGEST = 1024
@@ -79,27 +79,50 @@ class Report:
 
 
 def compare(
-    model: Topology, folder: Path, graphs: Mapping[str, GraphFacts], state: Mapping[str, StateFacts], max_seq_len: int
+    functions: Mapping[str, Graph],
+    folder: Path,
+    graphs: Mapping[str, GraphFacts],
+    state: Mapping[str, StateFacts],
+    max_seq_len: int,
 ) -> Report:
     """Run every case in PyTorch and on every provider of this machine. The model is fp32, on CPU, in eval mode."""
-    functions = model.graphs()
     rows = []
     for provider in providers():
         sessions = {name: Session(folder, facts, state, provider) for name, facts in graphs.items()}
         for case, batch, calls in _cases(graphs, state, max_seq_len):
             tally = _Tally()
-            in_runtime = empty_state(state, batch)
+            room = sum(_columns(inputs) for name, inputs in calls if graphs[name].steps)
+            in_runtime, masks = empty_state(state, batch, room), dict[str, NDArray[Any]]()
             # Copies: a value made from an array is a view of it, and frees it.
             in_torch = {name: torch.from_numpy(value.numpy().copy()) for name, value in in_runtime.items()}
-            for name, inputs in calls:
+            for name, new in calls:
+                inputs = new | {
+                    n: _lengthened(masks, n, mask) for n, mask in new.items() if _covers_all(graphs[name], n)
+                }
                 wanted, kept = _in_torch(functions[name], inputs, in_torch)
                 in_torch |= kept
                 found, values = sessions[name].run(inputs, {n: in_runtime[n] for n in graphs[name].takes})
                 in_runtime |= values
-                tally.add(wanted, found, inputs)
+                tally.add(wanted, found, new)
                 tally.add({n: t.numpy() for n, t in kept.items()}, {n: v.numpy() for n, v in values.items()}, {})
             rows.append(Row(case, provider, "fp32", ALLOWED["fp32"], tally.errors, tally.agreement))
     return Report(tuple(rows))
+
+
+def _columns(inputs: Arrays) -> int:
+    """Return how many tokens a call brings."""
+    return max(int(array.shape[1]) for array in inputs.values())
+
+
+def _covers_all(facts: GraphFacts, name: str) -> bool:
+    """Say whether an input is a mask of all columns since the first step."""
+    return TOTAL in facts.inputs[name].dims
+
+
+def _lengthened(masks: Arrays, name: str, new: NDArray[Any]) -> NDArray[Any]:
+    """Return a mask of all columns, those of earlier calls first, and keep it."""
+    masks[name] = np.concatenate([masks[name], new], axis=1) if name in masks else new
+    return masks[name]
 
 
 def _in_torch(graph: Graph, inputs: Arrays, state: dict[str, torch.Tensor]) -> tuple[Arrays, dict[str, torch.Tensor]]:
@@ -126,7 +149,9 @@ class _Tally:
             self.errors[name] = max(self.errors.get(name, 0.0), relative_error(found[name], want))
             if name.startswith("logits"):
                 masks = (mask.astype(bool) for n, mask in inputs.items() if is_mask(n) and mask.ndim == want.ndim - 1)
-                real = next(masks, np.ones(want.shape[:-1], dtype=bool))
+                real: NDArray[np.bool_] = next(masks, np.ones(want.shape[:-1], dtype=bool))
+                if real.shape != want.shape[:-1]:  # of each row's last token alone
+                    real = np.any(real, axis=1, keepdims=True)
                 same = want.argmax(-1) == found[name].argmax(-1)
                 self._same += int(same[real].sum())
                 self._tokens += int(real.sum())
@@ -151,7 +176,7 @@ def _cases(
     graphs: Mapping[str, GraphFacts], state: Mapping[str, StateFacts], max_seq_len: int
 ) -> Iterator[tuple[str, int, list[Call]]]:
     """Yield the title, the rows and the calls of each case: at every shape a prefill, decoding and padded rows."""
-    stepping = {name for name, facts in graphs.items() if facts.takes}
+    stepping = {name for name, facts in graphs.items() if facts.steps}
     masked = any(is_mask(n) for facts in graphs.values() for n in facts.inputs)
     room = max(1, max_seq_len - min(STEPS, max_seq_len // 2))
     ring = max((int(facts.dims[1]) for facts in state.values() if facts.grows == "ring"), default=0)
@@ -164,12 +189,29 @@ def _cases(
         if stepping and steps:
             more = [(name, _inputs(graphs[name], batch, 1, random)) for _ in range(steps) for name in sorted(stepping)]
             yield f"steps {batch}x{length}+{steps}", batch, whole + more
+        if stepping and length > 1:
+            yield f"chunks {batch}x{length}", batch, _in_chunks(graphs, batch, length, min(FEW_STEPS, steps), random)
         if masked:
             calls = [(name, _inputs(facts, batch, length, random, _padding)) for name, facts in graphs.items()]
-            for step in range(min(RAGGED_STEPS, steps)):
+            for step in range(min(FEW_STEPS, steps)):
                 ended = partial(_ended, step)
                 calls += [(name, _inputs(graphs[name], batch, 1, random, ended)) for name in sorted(stepping)]
             yield f"padded {batch}x{length}", batch, calls
+
+
+def _in_chunks(
+    graphs: Mapping[str, GraphFacts], batch: int, length: int, steps: int, random: np.random.Generator
+) -> list[Call]:
+    """Return the calls of a prefill in two chunks, the first one padded where there are masks, and of some steps."""
+    calls = []
+    first = length // 2 + length % 3
+    for name, facts in graphs.items():
+        if not facts.steps:
+            calls.append((name, _inputs(facts, batch, length, random)))
+            continue
+        calls.append((name, _inputs(facts, batch, first, random, _padding)))
+        calls += [(name, _inputs(facts, batch, size, random)) for size in (length - first, *(1 for _ in range(steps)))]
+    return calls
 
 
 def _inputs(

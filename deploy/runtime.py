@@ -16,18 +16,30 @@ from ..errors import ExportError, InputError
 from ..generation import Generation, Sampling
 from ..generation import generate as write
 from .manifest import Manifest, is_mask
-from .session import Session, Values, empty_state, providers
+from .session import Session, Values, empty_state, providers, widened
 
+ROOM = 256  # slots that a state begins with, where rows may hold as many tokens
 Ids = NDArray[np.int64]
 Decode = Callable[[list[int]], str]
 
 
 @dataclass(frozen=True)
 class Held:
-    """Hold what a model remembers of some rows: its state, and how many real tokens each row has had, (B,) int64."""
+    """Hold what a model remembers of some rows.
+
+    `values`: its state. `mask` (B, S) int64: which of all columns since the first step were real tokens. `room`: for
+    how many tokens it has slots.
+    """
 
     values: Values
-    seen: Ids
+    mask: Ids
+    room: int
+
+    @property
+    def seen(self) -> Ids:
+        """Return how many real tokens each row has had, (B,) int64."""
+        seen: Ids = self.mask.sum(axis=1)
+        return seen
 
 
 class Runtime:
@@ -47,9 +59,9 @@ class Runtime:
         self.provider = _provider(provider)
         graphs, state = self.manifest.graphs, self.manifest.state
         self._sessions = {name: Session(self.folder, facts, state, self.provider) for name, facts in graphs.items()}
-        taking = [name for name, facts in graphs.items() if facts.takes]
-        self._step = next(iter(taking), None) if self.manifest.generates else None
-        self._source = next((name for name, facts in graphs.items() if self._step and not facts.takes), None)
+        stepping = [name for name, facts in graphs.items() if facts.steps]
+        self._step = next(iter(stepping), None) if self.manifest.generates else None
+        self._source = next((name for name, facts in graphs.items() if self._step and not facts.steps), None)
 
     @property
     def reads_source(self) -> bool:
@@ -109,7 +121,7 @@ class Runtime:
         past = None if kept is None else (kept["pos"].numpy() >= 0).sum(axis=1)
         given = self._with_mask(name, inputs, past)
         if kept is None:
-            kept = empty_state(self.manifest.state, len(next(iter(given.values()))))
+            kept = empty_state(self.manifest.state, len(next(iter(given.values()))), 0)
         outputs, after = self._sessions[name].run(given, {n: kept[n] for n in self.manifest.graphs[name].takes})
         return outputs[output], after
 
@@ -125,7 +137,7 @@ class Runtime:
             raise InputError(f"{self.folder}: this model writes no tokens: use encode or classify")
         if self._source is not None:
             raise InputError(f"{self.folder}: this model reads a source first: use read(sources), which can start")
-        return Held(empty_state(self.manifest.state, batch), np.zeros(batch, dtype=np.int64))
+        return self._begun(batch, {})
 
     def read(self, sources: Sequence[Sequence[int]] | Mapping[str, NDArray[Any]]) -> Writer:
         """Encode sources, a row each, and return the stepper that writes about them.
@@ -142,33 +154,52 @@ class Runtime:
             sources = {name: mask if is_mask(name) else ids for name in self._inputs(self._source)}
         given = self._with_mask(self._source, sources)
         _, primed = self._sessions[self._source].run(given, {})
-        batch = len(next(iter(given.values())))
-        values = {**empty_state(self.manifest.state, batch), **primed}
-        return Writer(self, Held(values, np.zeros(batch, dtype=np.int64)))
+        return Writer(self, self._begun(len(next(iter(given.values()))), primed))
+
+    def _begun(self, batch: int, primed: Values) -> Held:
+        room = min(ROOM, self.max_seq_len)
+        values = {**empty_state(self.manifest.state, batch, room), **primed}
+        return Held(values, np.zeros((batch, 0), dtype=np.int64), room)
 
     def step(self, input_ids: Ids, attention_mask: Ids | None, state: Held) -> tuple[NDArray[np.float32], Held]:
         """Take in tokens (B, T) and give the logits (B, V) after each row's last real one, as `Stepper.step` says.
+
+        The state that is given is used up: what has slots is written where it stands.
 
         Raises:
             InputError: ids that do not exist, or more real tokens than `max_seq_len`.
         """
         assert self._step is not None, "a state comes from start"
         mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
-        seen = state.seen + mask.sum(axis=1)
+        covered = np.concatenate([state.mask, mask], axis=1)
+        seen = covered.sum(axis=1)
         self._check_length(seen)
         for edge in self.edges:
             if ((state.seen > 0) & (state.seen <= edge) & (seen > edge)).any():
                 raise InputError(
                     f"a state of a row of at most {edge} tokens can't go on beyond them; begin anew with all its tokens"
                 )
-        given = {name: mask if is_mask(name) else input_ids for name in self._inputs(self._step)}
+        given = {name: covered if is_mask(name) else input_ids for name in self._inputs(self._step)}
+        state = self._with_room(state, int(state.seen.max(initial=0)) + mask.shape[1])
         session = self._sessions[self._step]
         outputs, after = session.run(given, {name: state.values[name] for name in session.facts.takes})
-        # The last real column; of a row that has none, whose logits nobody reads, the last of all.
-        last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+        logits = outputs["logits"]
+        if session.facts.outputs["logits"].dims[1] == 1:
+            last = np.zeros(len(mask), dtype=np.int64)
+        else:  # the last real column; of a row that has none, whose logits nobody reads, the last of all
+            last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
         # What the logits hold beyond the tokenizer's tokens stands for nothing.
-        logits = outputs["logits"][np.arange(len(last)), last, : self.vocab_size]
-        return logits.astype(np.float32, copy=False), Held({**state.values, **after}, seen)
+        logits = logits[np.arange(len(last)), last, : self.vocab_size]
+        return logits.astype(np.float32, copy=False), Held({**state.values, **after}, covered, state.room)
+
+    def _with_room(self, state: Held, tokens: int) -> Held:
+        """Return a state that has slots for so many tokens: twice as many as before, as long as that is not enough."""
+        room = state.room
+        while room < tokens:
+            room *= 2
+        if room == state.room:
+            return state
+        return Held(widened(self.manifest.state, state.values, room), state.mask, room)
 
     def _check_length(self, tokens: NDArray[Any]) -> None:
         if tokens.size and tokens.max() > self.max_seq_len:

@@ -13,7 +13,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ..errors import ExportError, InputError
-from .manifest import GraphFacts, StateFacts
+from .manifest import TOTAL, GraphFacts, StateFacts
 
 Arrays = Mapping[str, NDArray[Any]]
 Values = dict[str, ort.OrtValue]
@@ -43,7 +43,8 @@ class Session:
     def __init__(self, folder: Path, facts: GraphFacts, state: Mapping[str, StateFacts], provider: str) -> None:
         self.facts = facts
         self._feeds = {name: state[name].input for name in facts.takes}
-        self._fetches = [*facts.outputs, *(state[name].output for name in facts.gives)]
+        self._fetches = {**{n: n for n in facts.outputs}, **{name: state[name].output for name in facts.gives}}
+        self._slots = [name for name in facts.gives if state[name].grows == "slots"]
         if provider == CUDA:
             ort.preload_dlls()
         options = ort.SessionOptions()
@@ -63,12 +64,48 @@ class Session:
             InputError: an input is missing, unknown, or not of its declared shape, dtype or range.
         """
         self._check(inputs)
+        rows = len(next(iter(inputs.values())))
+        if self.facts.rows_alone and rows > 1 and self._goes_on(inputs, state):
+            return self._row_by_row(rows, inputs, state)
         feeds = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
         feeds |= {self._feeds[name]: state[name] for name in self._feeds}
-        values = self._session.run_with_ort_values(self._fetches, feeds)
-        count = len(self.facts.outputs)
-        outputs = {name: value.numpy() for name, value in zip(self.facts.outputs, values[:count], strict=True)}
-        return outputs, dict(zip(self.facts.gives, values[count:], strict=True))
+        outputs, after = self._bound(feeds, {name: state[name] for name in self._slots})
+        return {name: value.numpy() for name, value in outputs.items()}, after
+
+    def _goes_on(self, inputs: Arrays, state: Values) -> bool:
+        """Say whether there are several tokens, and any row has had some before."""
+        new = max(array.shape[1] for name, array in inputs.items() if "sequence" in self.facts.inputs[name].dims)
+        masks = [array for name, array in inputs.items() if TOTAL in self.facts.inputs[name].dims]
+        before = [mask[:, : mask.shape[1] - new] for mask in masks] or [state["seen"].numpy()]
+        return new > 1 and any(bool(array.any()) for array in before)
+
+    def _row_by_row(self, rows: int, inputs: Arrays, state: Values) -> tuple[dict[str, NDArray[Any]], Values]:
+        taken = {name: value.numpy() for name, value in state.items()}
+        found = [
+            self.run(
+                {name: array[row : row + 1] for name, array in inputs.items()},
+                {name: ort.OrtValue.ortvalue_from_numpy(array[row : row + 1].copy()) for name, array in taken.items()},
+            )
+            for row in range(rows)
+        ]
+        outputs = {name: np.concatenate([out[name] for out, _ in found]) for name in self.facts.outputs}
+        after = {name: np.concatenate([values[name].numpy() for _, values in found]) for name in self.facts.gives}
+        return outputs, {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in after.items()}
+
+    def _bound(self, feeds: Values, kept: Values) -> tuple[Values, Values]:
+        """Run the graph; what has slots is written where it stands, and not copied."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, fetch in self._fetches.items():
+            if name in kept:
+                binding.bind_ortvalue_output(fetch, kept[name])
+            else:
+                binding.bind_output(fetch, "cpu")
+        self._session.run_with_iobinding(binding)
+        # Kept ones themselves: memory that came from numpy lives as long as the value that was made of it.
+        found = {**dict(zip(self._fetches, binding.get_outputs(), strict=True)), **kept}
+        return {n: found[n] for n in self.facts.outputs}, {n: found[n] for n in self.facts.gives}
 
     def _check(self, inputs: Arrays) -> None:
         if inputs.keys() != self.facts.inputs.keys():
@@ -85,11 +122,24 @@ class Session:
                 raise InputError(f"{name}: {array.min()} to {array.max()}; values go from 0 to {facts.high - 1}")
 
 
-def empty_state(state: Mapping[str, StateFacts], batch: int) -> Values:
-    """Return the state before the first token, for `batch` rows: a past, and a memory, of length 0."""
+def widened(state: Mapping[str, StateFacts], values: Values, room: int) -> Values:
+    """Return a state with slots for `room` tokens, more than it had."""
+
+    def wide(facts: StateFacts, value: ort.OrtValue) -> ort.OrtValue:
+        old = value.numpy()
+        place = facts.dims.index("past")
+        spare = [(0, room - size if dim == place else 0) for dim, size in enumerate(old.shape)]
+        return ort.OrtValue.ortvalue_from_numpy(np.pad(old, spare, constant_values=facts.fill))
+
+    return {n: wide(state[n], value) if state[n].grows == "slots" else value for n, value in values.items()}
+
+
+def empty_state(state: Mapping[str, StateFacts], batch: int, room: int) -> Values:
+    """Return the state before the first token, for `batch` rows: slots for `room` tokens, all other lengths 0."""
 
     def empty(facts: StateFacts) -> ort.OrtValue:
-        shape = [dim if isinstance(dim, int) else batch if dim == "batch" else 0 for dim in facts.dims]
+        sizes = {"batch": batch, "past": room if facts.grows == "slots" else 0}
+        shape = [dim if isinstance(dim, int) else sizes.get(dim, 0) for dim in facts.dims]
         return ort.OrtValue.ortvalue_from_numpy(np.full(shape, facts.fill, dtype=facts.dtype))
 
     return {name: empty(facts) for name, facts in state.items()}

@@ -68,13 +68,15 @@ class ExportSettings:
     """Say what a model is exported to.
 
     `target`: `onnx` for standard operators alone, `ort` where ONNX Runtime's own may stand for a part that offers them.
-    `opset`: of the ONNX standard. `precision`: of the weights. `quantize`: how weights are quantized.
+    `opset`: of the ONNX standard. `precision`: of the weights. `quantize`: how weights are quantized. `logits`: those
+    that a graph gives which takes steps, of each row's last token alone or of all.
     """
 
     target: Literal["ort", "onnx"] = "ort"
     opset: int = 24
     precision: Literal["fp32"] = "fp32"
     quantize: Literal["none"] = "none"
+    logits: Literal["last", "all"] = "last"
 
     def __post_init__(self) -> None:
         _require(23 <= self.opset <= 24, "opset", "23 or 24", self.opset)

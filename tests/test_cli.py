@@ -288,7 +288,9 @@ def test_from_a_spec_to_text_without_torch(tmp_path: Path, capsys: pytest.Captur
     asked = ["the 3 cats", "on the", "--max-new-tokens", "9", "--temperature", "0.7", "--seed", "4"]
     assert ends_with(["generate", str(run), *asked]) == 0
     text = capsys.readouterr().out
-    assert ends_with(["export", str(run), "-o", str(out)]) == 0
+    assert ends_with(["export", str(run), "-o", str(out), "model.d_model=3"]) == 2
+    assert "model.d_model=3: what a run is exported to can be changed" in capsys.readouterr().err
+    assert ends_with(["export", str(run), "-o", str(out), "export.logits=all"]) == 0
     assert "same token 100.0%" in capsys.readouterr().out
     command = [sys.executable, "-c", WITHOUT_TORCH, "generate", str(out), *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

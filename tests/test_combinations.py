@@ -23,6 +23,8 @@ from walk.combinations import (
 )
 from walk.table import Outcome, write_table
 
+from transom.core import topology
+from transom.core.slots import resume
 from transom.core.stack import Stack
 from transom.deploy.parity import ALLOWED
 from transom.registry.compose import compose
@@ -109,15 +111,14 @@ def test_each_attention_position_and_norm_exports(topology: str) -> None:
 def test_the_checks_see_an_idle_parameter_and_a_state_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     row = next(row for row in SOUND if default().get("topology", row.topology).generates and added(row.position))
     model = compose(SPECS[row])
-    empty = model.empty_state
 
-    def later(batch: int) -> Any:
-        state = empty(batch)
+    def later(*given: Any) -> Any:
+        inputs, state = resume(*given)
         state.tensors["seen"] += 1
-        return state
+        return inputs, state
 
     decode(model)
-    monkeypatch.setattr(type(model), "empty_state", lambda self, batch: later(batch))
+    monkeypatch.setattr(topology, "resume", later)
     with pytest.raises(AssertionError, match="decoding token by token differs"):
         decode(model)
     model.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from transom.core.context import Context
 from transom.core.topology import Topology
 from transom.deploy import Report, export, graph
 from transom.deploy.manifest import MANIFEST, Manifest
@@ -41,6 +42,7 @@ model:
   norm: rms
   head: {kind: lm, tied: true}
 """
+ROOM = 40  # slots that these tests need at most
 SMALL = """
 model:
   topology: decoder
@@ -67,7 +69,7 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Export a hybrid that is in training and in fp64."""
     model = compose(parse_spec(HYBRID)).double().train()
     folder = tmp_path_factory.mktemp("export") / "deep" / "out"
-    report = export(model, folder)
+    report = export(model, folder, settings=ExportSettings(target="onnx"))
     return Exported(model, folder, report, Manifest.read(folder))
 
 
@@ -77,9 +79,10 @@ class Walk:
     def __init__(self, exported: Exported, batch: int) -> None:
         self.session = ort.InferenceSession(exported.folder / "model.onnx", providers=["CPUExecutionProvider"])
         self.facts = exported.manifest.state
+        self.mask = torch.zeros(batch, 0, dtype=torch.int64)
         self.state: dict[str, Any] = {
             facts.input: np.full(
-                [d if isinstance(d, int) else {"batch": batch, "past": 0}[d] for d in facts.dims],
+                [d if isinstance(d, int) else {"batch": batch, "past": ROOM}[d] for d in facts.dims],
                 facts.fill,
                 facts.dtype,
             )
@@ -87,9 +90,10 @@ class Walk:
         }
 
     def step(self, ids: Tensor, mask: Tensor) -> Any:
-        """Return the logits, and keep the state."""
+        """Return the logits, and keep the state and the mask, which is of all columns since the first step."""
+        self.mask = torch.cat([self.mask, mask], dim=1)
         names = ["logits", *(facts.output for facts in self.facts.values())]
-        feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), **self.state}
+        feeds = {"input_ids": ids.numpy(), "attention_mask": self.mask.numpy(), **self.state}
         logits, *state = self.session.run(names, feeds)
         self.state = dict(zip((facts.input for facts in self.facts.values()), state, strict=True))
         return logits
@@ -98,12 +102,12 @@ class Walk:
 def test_the_report_covers_every_tensor_at_three_shapes(hybrid: Exported) -> None:
     rows = hybrid.report.rows
     assert [row.case for row in rows] == [
-        *("whole 1x5", "steps 1x5+32", "padded 1x5"),
-        *("whole 2x19", "steps 2x19+32", "padded 2x19"),
-        *("whole 3x58", "steps 3x58+32", "padded 3x58"),
+        *("whole 1x5", "steps 1x5+32", "chunks 1x5", "padded 1x5"),
+        *("whole 2x19", "steps 2x19+32", "chunks 2x19", "padded 2x19"),
+        *("whole 3x58", "steps 3x58+32", "chunks 3x58", "padded 3x58"),
     ]
     for row in rows:
-        assert set(row.errors) == {"logits", *hybrid.model.declared()}
+        assert set(row.errors) == {"logits", *hybrid.manifest.state}
         assert 0 < row.error < 1e-5 < row.allowed
         assert row.agreement == 1
         assert row.case in str(hybrid.report)
@@ -118,18 +122,29 @@ def test_chunks_with_padding_anywhere_give_the_logits_of_rows_alone(hybrid: Expo
     for row, (tokens, place) in enumerate(zip(rows, places, strict=True)):
         ids[row, place], mask[row, place] = tokens, 1
     walk = Walk(hybrid, 3)
-    got = np.concatenate([walk.step(i, m) for i, m in zip(ids.split([7, 1, 20, 3], 1), mask.split([7, 1, 20, 3], 1),
-                                                          strict=True)], axis=1)  # fmt: skip
-    for row, (tokens, place) in enumerate(zip(rows, places, strict=True)):
-        with torch.no_grad():
-            wanted = model(input_ids=tokens.unsqueeze(0)).logits[0].numpy()
-        assert relative_error(got[row, place.numpy()], wanted) < 1e-5
+    sizes, seen, compared = [7, 1, 20, 3], [0, 0, 0], 0
+    with torch.no_grad():
+        wanted = [model(input_ids=tokens.unsqueeze(0)).logits[0].numpy() for tokens in rows]
+    for chunk, real in zip(ids.split(sizes, 1), mask.split(sizes, 1), strict=True):
+        got = walk.step(chunk, real)
+        for row, count in enumerate(real.sum(1).tolist()):
+            seen[row] += count
+            if count:  # the logits are those of the last real token
+                compared += 1
+                assert relative_error(got[row, 0], wanted[row][seen[row] - 1]) < 1e-5
+    assert compared > len(rows)
+    assert seen == [len(row) for row in rows]
 
 
 def test_transom_json_and_the_graph_say_the_same(hybrid: Exported) -> None:
     manifest, declared = hybrid.manifest, hybrid.model.declared()
     facts = manifest.graphs["model"]
-    assert manifest.state.keys() == declared.keys() == set(facts.takes) == set(facts.gives)
+    # How many tokens came before, and where they stand, follows from the mask.
+    assert manifest.state.keys() == declared.keys() - {"seen", "pos"} == set(facts.takes) == set(facts.gives)
+    assert {n: entry.grows for n, entry in manifest.state.items()} == {
+        n: "slots" if declared[n].grows == "append" else declared[n].grows for n in manifest.state
+    }
+    assert facts.inputs["attention_mask"].dims == ("batch", "total")
     assert manifest.spec == hybrid.model.spec.resolved
     assert (manifest.max_seq_len, manifest.vocab_size, set(manifest.files)) == (90, 53, {"model.onnx"})
     model = onnx.load(hybrid.folder / "model.onnx")
@@ -138,9 +153,9 @@ def test_transom_json_and_the_graph_say_the_same(hybrid: Exported) -> None:
     state = {entry.input: entry.dims for entry in manifest.state.values()}
     assert dims(model.graph.input) == {**{n: put.dims for n, put in facts.inputs.items()}, **state}
     given = dims(model.graph.output)
-    assert given["logits"] == facts.outputs["logits"].dims == ("batch", "sequence", 53)
+    assert given["logits"] == facts.outputs["logits"].dims == ("batch", 1, 53)
     for name, entry in manifest.state.items():
-        assert given[entry.output] == tuple("total" if d == "past" else d for d in declared[name].dims)
+        assert given[entry.output] == entry.dims == declared[name].dims
 
 
 def dims(values: Any) -> dict[str, tuple[str | int, ...]]:
@@ -165,9 +180,10 @@ def test_an_export_replaces_an_export_and_nothing_else(
         export(model, out)
     (out / "notes.txt").unlink()
     monkeypatch.setattr(graph, "EXTERNAL", 100)  # bytes: the weights go to a file of their own
-    export(model, out, settings=ExportSettings(opset=23))
+    export(model, out, settings=ExportSettings(opset=23, logits="all"))
     manifest = Manifest.read(out)
-    assert (manifest.opset, manifest.vocab_size, len(manifest.parity)) == (23, 11, 9)
+    assert (manifest.opset, manifest.vocab_size, len(manifest.parity)) == (23, 11, 12)
+    assert manifest.graphs["model"].outputs["logits"].dims == ("batch", "sequence", 11)
     assert manifest.files.keys() == {"model.onnx", "model.onnx.data"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     (out / MANIFEST).write_text("{}")
@@ -216,8 +232,15 @@ def test_what_fails_leaves_nothing_behind(tmp_path: Path, change: Callable[[Tens
     model = compose(parse_spec(SMALL))
     model.heads["head"] = Changed(model.head, change)
     with pytest.raises(ExportError, match=message):
-        export(model, tmp_path / "out")
+        export(model, tmp_path / "out", settings=ExportSettings(logits="all"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_does_not_write_to_its_slots_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Context, "append", lambda self, old, new, dim=1: torch.cat([old, new], dim=dim))
+    model = compose(parse_spec(HYBRID))
+    with pytest.raises(ExportError, match=r"layers\.0\.attention: .* take context\.append\(state\['k'\], new, dim=2\)"):
+        export(model, tmp_path / "out", settings=ExportSettings(target="onnx"))
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

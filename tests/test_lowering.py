@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from transom.core.lowering import TARGETS
-from transom.deploy import export
+from transom.deploy import Runtime, export
 from transom.deploy.lowering import lowered
 from transom.errors import ExportError
 from transom.registry.compose import compose
@@ -55,6 +55,38 @@ def test_a_lowering_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) 
     ):
         pass
     assert "forward" not in vars(mechanism)
+
+
+@pytest.mark.parametrize(("position", "option"), [("rope", "scale: 0.9"), ("alibi", "soft_cap: 0.5")])
+def test_a_full_layer_is_one_operator_that_takes_chunks_row_by_row(tmp_path: Path, position: str, option: str) -> None:
+    heads = f"{{kind: full, n_heads: 4, n_kv_heads: 2, head_dim: 8, {option}}}"
+    changes = [f"model.layer.attention={heads}", f"model.position={position}", *SMALL]
+    model = compose(load_spec("tiny_gpt", changes)).eval()
+    report = export(model, tmp_path / "out")
+    assert max(row.error for row in report.rows) < 1e-5
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    nodes = Counter(node.op_type for node in graph.node)
+    assert (nodes["GroupQueryAttention"], nodes["ScatterElements"], nodes["Softmax"]) == (1, 0, 0)
+    runtime = Runtime(tmp_path / "out")
+    assert runtime.manifest.graphs["model"].rows_alone
+    ids = torch.randint(67, (3, 21))
+    mask = torch.ones_like(ids)
+    mask[1, 5:9] = mask[2, :9] = 0  # a row without any token yet
+    state = runtime.start(3)
+    for part in (slice(0, 9), slice(9, 20), slice(20, 21)):
+        got, state = runtime.step(ids[:, part].numpy(), mask[:, part].numpy(), state)
+    with torch.no_grad():
+        want = model(input_ids=ids, attention_mask=mask).logits[:, -1]
+    torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_operator_does_not_take_stays_as_it_is_and_says_why() -> None:
+    with lowered(model_of("{kind: full, n_heads: 4}"), "ort") as said:
+        assert said["decoder.layers.0.attention.mechanism"] == (
+            "attention full: its forward; GroupQueryAttention takes no head_dim of 6, which is no multiple of 8"
+        )
+    with lowered(compose(load_spec("tiny_bert")), "ort") as said:
+        assert said["encoder.layers.0.attention.mechanism"].endswith("for tokens that see those before them")
 
 
 def test_a_local_layer_is_one_attention_in_a_graph(tmp_path: Path) -> None:

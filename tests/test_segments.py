@@ -114,7 +114,10 @@ def test_a_memory_holds_the_newest_tokens_of_each_row() -> None:
         state = model(input_ids=torch.randint(31, (2, 4)), attention_mask=mask, state=state).state
     assert state.seen.tolist() == [120, 60]
     assert state.tensors["pos"].tolist() == [[*range(114, 120)], [*range(54, 60)]]
-    assert {tensor.shape[1] for name, tensor in state.tensors.items() if name != "seen"} == {6}
+    kept = {name: tensor for name, tensor in state.tensors.items() if name != "seen"}
+    assert {tensor.shape[2 if tensor.dim() == 4 else 1] for tensor in kept.values()} == {6}
+    with pytest.raises(InputError, match="keeps segments, and has none for tokens to come"):
+        model.empty_state(2, room=9)
 
 
 def test_no_gradient_goes_back_to_an_earlier_segment() -> None:

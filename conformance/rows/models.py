@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def _model(subject: Subject) -> Topology:
 def _inputs(model: Topology, batch: int, length: int) -> dict[str, Tensor]:
     """Draw every input that the model's graphs declare; masks are all ones."""
     found: dict[str, Tensor] = {}
-    sizes = {"batch": batch, "sequence": length, "memory": length + 3}
+    sizes = {"batch": batch, "sequence": length, "total": length, "memory": length + 3}
     for graph in model.graphs().values():
         for name, put in graph.inputs.items():
             shape = tuple(sizes[d] if isinstance(d, str) else d for d in put.dims)
@@ -93,13 +94,45 @@ def graphs_in_steps(subject: Subject, trial: Trial) -> None:
     want = model(**inputs)
     state: dict[str, Tensor] = {}
     if model.declared():
-        state = dict(model.empty_state(batch).tensors)
-        trial.holds(state.keys() == model.declared().keys(), "the state has other names than it declares")
+        tensors = model.empty_state(batch).tensors
+        trial.holds(tensors.keys() == model.declared().keys(), "the state has other names than it declares")
     outputs: dict[str, Tensor] = {}
     for graph in model.graphs().values():
-        pieces = [3, 1, length - 4] if graph.takes and generates else [length]  # who sees both sides is not cut
-        outputs = _run_in_pieces(trial, graph, {name: inputs[name] for name in graph.inputs}, state, pieces)
+        given = {name: inputs[name] for name in graph.inputs}
+        columns = next(iter(given.values())).shape[1]
+        pieces = [3, 1, length - 4] if graph.takes and generates else [columns]  # who sees both sides is not cut
+        state |= {n: t for n, t in empty(model, graph, batch, length).items() if n not in state}
+        outputs = _run_in_pieces(trial, graph, given, state, pieces)
     trial.close(outputs["logits"], want.logits, what="the logits")
+
+
+def empty(model: Topology, graph: Graph, batch: int, room: int) -> dict[str, Tensor]:
+    """Return the state that a graph takes before the first token, with room for so many tokens where it has slots."""
+    like = next(model.parameters())
+    slots = room if graph.slots else None
+    return {n: rule.empty(batch, 0, like.dtype, like.device, room=slots) for n, rule in graph.takes.items()}
+
+
+@row(10, "the last token's logits alone", kinds=("topology",), excuse=lambda cls: _unless_generates(cls),
+     places=lambda cases: once([case for case in cases if case.cls.generates]))  # fmt: skip
+@torch.no_grad()
+def the_last_tokens_logits(subject: Subject, trial: Trial) -> None:
+    model, batch, length = _model(subject), trial.size("batch", (3,)), trial.size("length", LENGTHS, least=5)
+    inputs, found = _inputs(model, batch, length), dict[bool, dict[str, Tensor]]()
+    ends = [length - 1, length - 3, 0][:batch]
+    for name in inputs:
+        if name.endswith("attention_mask"):
+            inputs[name] = (torch.arange(length if inputs[name].shape[1] == length else length + 3)
+                            <= torch.tensor(ends).unsqueeze(1)).long()  # fmt: skip
+    for last in (False, True):
+        state: dict[str, Tensor] = {}
+        for graph in model.graphs(last=last).values():
+            state |= {n: t for n, t in empty(model, graph, batch, length).items() if n not in state}
+            given = {name: inputs[name] for name in graph.inputs}
+            found[last] = _run_in_pieces(trial, graph, given, state, [next(iter(given.values())).shape[1]])
+    logits, want = found[True]["logits"], found[False]["logits"]
+    trial.holds(logits.shape == (batch, 1, want.shape[2]), "the logits are not of one token a row", logits.shape)
+    trial.close(logits[:, 0], want[torch.arange(batch), torch.tensor(ends)], what="the logits of the last real token")
 
 
 def _run_in_pieces(
@@ -109,7 +142,9 @@ def _run_in_pieces(
     found: list[dict[str, Tensor]] = []
     for columns in torch.arange(sum(pieces)).split(pieces):
         before = {name: state[name] for name in graph.takes}
-        outputs, after = graph.run({name: tensor[:, columns] for name, tensor in inputs.items()}, before)
+        covered = torch.arange(int(columns[-1]) + 1)  # a mask of `total` is of all columns since the first step
+        sliced = {n: t[:, covered if "total" in graph.inputs[n].dims else columns] for n, t in inputs.items()}
+        outputs, after = graph.run(sliced, before)
         trial.holds(after.keys() == graph.gives.keys(), "a graph gives another state than it declares")
         trial.holds(outputs.keys() == graph.outputs.keys(), "a graph gives other outputs than it declares")
         sizes = [(outputs[name], dims) for name, dims in graph.outputs.items()]
@@ -124,15 +159,46 @@ def _unless_generates(cls: type) -> str:
     return "" if cls.generates else "it remembers nothing between steps"  # type: ignore[attr-defined]
 
 
+def _written(inputs: dict[str, Tensor]) -> str:
+    """Return the name of the ids that a model writes."""
+    return next(name for name in reversed(inputs) if name.endswith("ids"))
+
+
+def _begun(model: Topology, inputs: dict[str, Tensor], room: int | None) -> State:
+    """Return the state before the first token that is written; with room where there is no source."""
+    source = {name: tensor for name, tensor in inputs.items() if hasattr(model, "start") and "decoder" not in name}
+    if source:
+        return cast(State, model.start(**source))  # type: ignore[operator]
+    return model.empty_state(len(next(iter(inputs.values()))), room)
+
+
+@row(10, "in steps, with and without room", kinds=("topology",), excuse=_unless_generates,
+     places=lambda cases: once([case for case in cases if case.cls.generates]))  # fmt: skip
+@torch.no_grad()
+def a_model_in_steps(subject: Subject, trial: Trial) -> None:
+    model, batch, length = _model(subject), trial.size("batch", (3,)), trial.size("length", LENGTHS, least=5)
+    inputs = _inputs(model, batch, length)
+    name = _written(inputs)
+    mask_name = name.replace("input_ids", "attention_mask")
+    inputs[mask_name][1:2, 2] = inputs[mask_name][2:3, 0] = 0
+    want = model(**inputs)
+    for room in (None, length + 2):
+        state, found = _begun(model, inputs, room), []
+        for columns in torch.arange(length).split([3, 1, length - 4]):
+            given = {each: inputs[each][:, columns] for each in (name, mask_name)}
+            out = model(**given, state=state)
+            state = out.state
+            found.append(out.logits)
+        trial.close(torch.cat(found, dim=1), want.logits, what="the logits in steps")
+
+
 @row(11, "a model's state moves by rows", kinds=("topology",), excuse=_unless_generates,
      places=lambda cases: once([case for case in cases if case.cls.generates]))  # fmt: skip
 @torch.no_grad()
 def a_model_s_state(subject: Subject, trial: Trial) -> None:
     model = _model(subject)
     inputs = _inputs(model, 3, 6)
-    source = {name: tensor for name, tensor in inputs.items() if hasattr(model, "start") and "decoder" not in name}
-    state = model.start(**source) if source else model.empty_state(3)  # type: ignore[operator]
-    name = next(name for name in reversed(inputs) if name.endswith("ids"))
+    state, name = _begun(model, inputs, None), _written(inputs)
     order = torch.tensor([2, 0])
     first = model(**{name: inputs[name][:, :4]}, state=state)
     moved: State = first.state.reorder(order)

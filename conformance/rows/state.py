@@ -160,6 +160,32 @@ def the_declared_state(subject: Subject, trial: Trial) -> None:
             check_declared(trial, model, state, batch)
 
 
+@row(11, "a state with room", kinds=("attention",), places=causal, excuse=unless_able("causal"))
+@torch.no_grad()
+def a_state_with_room(subject: Subject, trial: Trial) -> None:
+    case, batch = subject.case, trial.size("batch", (3,))
+    length = trial.size("length", lengths(case)[:2], least=4)
+    model = stack([case, case], positions=serving(case))
+    x, more = vectors(batch, length), vectors(batch, 6)
+    room = length + 5 + 6 + 4
+    for side in ("left", "right", "inner"):
+        wide, mask = padded(x, side, [length, length - 3, 0])
+        growing, slots = model.empty_state(batch), model.empty_state(batch, room)
+        sizes = [tensor.shape for tensor in slots.tensors.values()]
+        ragged = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 0]])[:batch]
+        chunks: list[tuple[Any, dict[str, Any]]] = [
+            (wide[:, :7], {"attention_mask": mask[:, :7]}), (wide[:, 7:], {"attention_mask": mask[:, 7:]}),
+            (more[:, :3], {"attention_mask": ragged}), (more[:, 3:4], {}), (more[:, 4:], {}),
+        ]  # fmt: skip
+        for new, given in chunks:
+            want, growing = step(model, new, growing, **given)
+            got, slots = step(model, new, slots, **given)
+            trial.close(got, want, what=f"a step with a state that has room ({side})")
+        trial.holds(slots.seen.tolist() == growing.seen.tolist(), "a state with room counts other tokens")
+        trial.holds([t.shape for t in slots.tensors.values()] == sizes, "a state with room does not keep its size")
+    trial.raises(InputError, partial(step, model, vectors(batch, 9), slots), "more tokens than there is room", ["room"])
+
+
 @row(11, "reorder, fork and roll back", kinds=("attention",), places=causal, excuse=unless_able("causal"))
 @torch.no_grad()
 def reorder_fork_and_roll_back(subject: Subject, trial: Trial) -> None:

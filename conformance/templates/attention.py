@@ -42,21 +42,20 @@ class NewAttention(Mechanism):
         """
         if context.weights is not None:  # someone asks for the weights, which the kernel never forms
             return self.reference(q, k, v, context, state)
-        k, v, state = _extended(k, v, state)
+        k, v, state = _extended(k, v, context, state)
         bias = context.score(context.tokens, None, q, k)
         bias = None if bias is None else F.pad(bias, (1, 0, 1, 0))
         # Without padding, documents and a past, who sees whom is a triangle or everything, and needs no mask.
-        plain = context.tokens.plain and context.past is None
-        mask = None if plain else F.pad(context.visible(context.keys), (1, 0, 1, 0), value=True)
+        mask = None if context.plain else F.pad(context.visible(context.keys), (1, 0, 1, 0), value=True)
         q, k, v = (F.pad(x, (0, 0, 0, 0, 1, 0)) for x in (q, k, v))
-        triangle = plain and context.causal
+        triangle = context.plain and context.causal
         return softmax_attention(q, k, v, scale=self.scale, causal=triangle, mask=mask, bias=bias)[:, 1:], state
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Compute the same from the definition, in fp32 at least; shapes as in `forward`."""
-        k, v, state = _extended(k, v, state)
+        k, v, state = _extended(k, v, context, state)
         bias = context.score(context.tokens, None, q, k)
         narrow, wide = v.dtype, torch.promote_types(q.dtype, torch.float32)
         q, k, v = q.to(wide), *(x.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2).to(wide) for x in (k, v))
@@ -69,9 +68,11 @@ class NewAttention(Mechanism):
         return torch.einsum("bhts,bshd->bthd", weights, v).to(narrow), state
 
 
-def _extended(k: Tensor, v: Tensor, state: dict[str, Tensor] | None) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+def _extended(
+    k: Tensor, v: Tensor, context: Context, state: dict[str, Tensor] | None
+) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
     """Put what is remembered before k and v (B, T, K, D), and remember it all."""
     if state is None:
         return k, v, None
-    k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+    k, v = context.append(state["k"], k), context.append(state["v"], v)
     return k, v, {"k": k, "v": v}

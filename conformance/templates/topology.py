@@ -54,17 +54,10 @@ class NewTopology(Topology):
         """Declare the stack's state."""
         return self.decoder.declared()
 
-    def empty_state(self, batch: int) -> Topology.State:
-        """Return the state before the first token, for `batch` rows."""
-        return self.decoder.empty_state(batch)
+    def empty_state(self, batch: int, room: int | None = None) -> Topology.State:
+        """Return the state before the first token, for `batch` rows; with `room` for so many columns."""
+        return self.decoder.empty_state(batch, room)
 
-    def graphs(self) -> Mapping[str, Topology.Graph]:
+    def graphs(self, *, last: bool = False) -> Mapping[str, Topology.Graph]:
         """Declare what is exported: one graph, a step of any number of tokens."""
-        state = self.declared()
-        outputs = self.logits_dims("sequence")
-        return {"model": Topology.Graph(self.decoder.inputs(), outputs, state, state, self._step)}
-
-    def _step(self, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the outputs and the next state of a step, by their declared names."""
-        out = self(**inputs, state=Topology.State(state, padded=True))
-        return self.logits_by_name(out.logits), out.state.tensors
+        return {"model": self.step_graph("decoder", last=last)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from ...core.attention import Declaration, Mechanism
+from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.context import Context
+from ...core.grouped import grouped_query_attention
 from ...core.heads import HeadsConfig
 from ...core.softmax import softmax_attention, softmax_in, softmax_reference
 from ...core.state import MEMORY, PAST, Declared, Memories, Remembered
@@ -21,6 +22,8 @@ class FullAttention(Mechanism):
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "two_sided", "cross", "documents", "rotate", "score", "compile", "pairs"}), time=2.0
     )
+
+    lowers: ClassVar[Mapping[str, str]] = {"ort": "grouped"}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HeadsConfig):
@@ -36,7 +39,7 @@ class FullAttention(Mechanism):
     def declared(self) -> Declared:
         """Keep every key, turned, and every value; across a memory, those of the memory."""
         length, grows = (MEMORY, "static") if self.site.cross else (PAST, "append")
-        entry = Remembered(("batch", length, self.n_kv_heads, self.head_dim), grows)  # type: ignore[arg-type]
+        entry = Remembered(("batch", self.n_kv_heads, length, self.head_dim), grows)  # type: ignore[arg-type]
         return {"k": entry, "v": entry}
 
     def forward(
@@ -45,8 +48,24 @@ class FullAttention(Mechanism):
         """Mix through torch's fused kernel: its causal form for plain tokens, else with a mask that layers share."""
         if context.weights is not None:
             return self.reference(q, k, v, context, state)
-        k, v, state = _extended(k, v, state)
+        k, v, state = _extended(k, v, context, state)
         return softmax_in(context, q, k, v, scale=self.scale, cap=self.config.soft_cap), state
+
+    def declines(self, target: str) -> str:
+        """Keep to `forward` where GroupQueryAttention does not fit."""
+        if self.site.cross or not self.site.causal:
+            return "GroupQueryAttention is for tokens that see those before them"
+        if self.head_dim % 8:
+            return f"GroupQueryAttention takes no head_dim of {self.head_dim}, which is no multiple of 8"
+        return ""
+
+    def grouped(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Leave it all to ONNX Runtime's GroupQueryAttention: it costs what slots are filled, not what there are."""
+        if state is None or context.slots is None or not is_exporting():
+            return FullAttention.forward(self, q, k, v, context, state)
+        return grouped_query_attention(context, q, k, v, state, scale=self.scale, cap=self.config.soft_cap)
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
@@ -56,7 +75,8 @@ class FullAttention(Mechanism):
             assert context.memory_tokens is not None
             keys, bias = context.memory_tokens, None
         else:
-            k, v, state = _extended(k, v, state)
+            by_head, values, state = _extended(k, v, context, state)
+            k, v = by_head.transpose(1, 2), values.transpose(1, 2)
             keys, bias = context.keys, context.score(context.tokens, context.keys, q, k)
         y, weights = softmax_reference(
             q, k, v, self.visible(context.tokens, keys), bias, self.scale, self.config.soft_cap
@@ -67,12 +87,12 @@ class FullAttention(Mechanism):
 
     def prime(self, k: Tensor, v: Tensor, context: Context) -> Memories:
         """Keep the memory's keys and values."""
-        return {"k": k, "v": v}
+        return {"k": k.transpose(1, 2), "v": v.transpose(1, 2)}
 
     def recall(self, q: Tensor, primed: Memories, context: Context) -> Tensor:
         """Attend to the memory's keys."""
         assert context.memory_tokens is not None
-        k, v = primed["k"], primed["v"]
+        k, v = primed["k"].transpose(1, 2), primed["v"].transpose(1, 2)
         keys = context.memory_tokens
         if context.weights is not None:
             return self.reference(q, k, v, context)[0]
@@ -90,9 +110,10 @@ class FullAttention(Mechanism):
         return "torch SDPA, causal" if self.site.causal else "torch SDPA"
 
 
-def _extended(k: Tensor, v: Tensor, state: Memories | None) -> tuple[Tensor, Tensor, Memories | None]:
-    """Put what is remembered before k and v, and remember it all."""
+def _extended(k: Tensor, v: Tensor, context: Context, state: Memories | None) -> tuple[Tensor, Tensor, Memories | None]:
+    """Put what is remembered before k and v, and remember it all, head by head: (B, K, S, D), as kernels take it."""
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
     if state is None:
         return k, v, None
-    k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+    k, v = context.append(state["k"], k, 2), context.append(state["v"], v, 2)
     return k, v, {"k": k, "v": v}

@@ -174,7 +174,7 @@ class SparseAttention(Mechanism):
         if state is None:
             return k, v, context.tokens, None
         if not self.bounded:
-            k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+            k, v = context.append(state["k"], k), context.append(state["v"], v)
             return k, v, context.keys, {"k": k, "v": v}
         assert context.seen is not None
         seen, length, first = context.seen, context.length, self.config.n_global * self.config.block

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core.stack import Stack
 from ...core.state import Declared, State
-from ...core.topology import Graph, Output, StackRole, Tensors, Topology
+from ...core.topology import Graph, Output, StackRole, Topology
 
 
 class DecoderTopology(Topology):
@@ -53,17 +53,10 @@ class DecoderTopology(Topology):
         """Declare the stack's state."""
         return self.decoder.declared()
 
-    def empty_state(self, batch: int) -> State:
-        """Return the state before the first token."""
-        return self.decoder.empty_state(batch)
+    def empty_state(self, batch: int, room: int | None = None) -> State:
+        """Return the state before the first token; `room` is `Topology.empty_state`'s."""
+        return self.decoder.empty_state(batch, room)
 
-    def graphs(self) -> Mapping[str, Graph]:
+    def graphs(self, *, last: bool = False) -> Mapping[str, Graph]:
         """Declare one graph, a step of any number of tokens."""
-
-        def run(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-            out = self(**inputs, state=State(state, padded=True))
-            assert out.state is not None
-            return self.logits_by_name(out.logits), out.state.tensors
-
-        state = self.declared()
-        return {"model": Graph(self.decoder.inputs(), self.logits_dims("sequence"), state, state, run)}
+        return {"model": self.step_graph("decoder", last=last)}

@@ -13,6 +13,7 @@ from ...core.segments import Segments
 from ...core.stack import Stack
 from ...core.state import Declared, State
 from ...core.topology import Graph, Output, StackRole, Tensors, Topology
+from ...errors import InputError
 
 
 class EncoderTopology(Topology):
@@ -104,13 +105,15 @@ class EncoderTopology(Topology):
         """Declare what is kept of earlier segments."""
         return {} if self._segments is None else self._segments.declared(self.encoder.declared())
 
-    def empty_state(self, batch: int) -> State:
-        """Return the state before the first segment."""
+    def empty_state(self, batch: int, room: int | None = None) -> State:
+        """Return the state before the first segment; it has no room, as each segment takes tokens away."""
         if self._segments is None:
             return super().empty_state(batch)
+        if room is not None:
+            raise InputError(f"room: a model of topology {self.name!r} keeps segments, and has none for tokens to come")
         return self._segments.empty(self.encoder.declared(), batch, next(self.encoder.parameters()))
 
-    def graphs(self) -> Mapping[str, Graph]:
+    def graphs(self, *, last: bool = False) -> Mapping[str, Graph]:
         """Declare one graph, from inputs to hidden states and logits; a step for each segment where it remembers."""
 
         def run(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:

@@ -74,39 +74,29 @@ class EncoderDecoderTopology(Topology):
         read = self.read_heads(hidden, decoder_attention_mask) if logits else None
         return Output(read, hidden, after, None if weights is None else tuple(weights))
 
-    def start(self, *, attention_mask: Tensor | None = None, **inputs: Tensor) -> State:
-        """Encode a source and return the state before the first token that is written."""
+    def start(self, *, attention_mask: Tensor | None = None, room: int | None = None, **inputs: Tensor) -> State:
+        """Encode a source and return the state before the first token that is written, `room` as in `empty_state`."""
         memory, _ = self.encoder(self.take(inputs, "encoder")["encoder"], attention_mask=attention_mask)
-        return self.decoder.prime(self.empty_state(memory.shape[0]), memory, attention_mask)
+        return self.decoder.prime(self.empty_state(memory.shape[0], room), memory, attention_mask)
 
     def declared(self) -> Declared:
         """Declare the decoder's state: its own past, and what cross attention keeps of the source."""
         return self.decoder.declared()
 
-    def empty_state(self, batch: int) -> State:
-        """Return the state with neither source nor tokens."""
-        return self.decoder.empty_state(batch)
+    def empty_state(self, batch: int, room: int | None = None) -> State:
+        """Return the state with neither source nor tokens; `room` is `Topology.empty_state`'s."""
+        return self.decoder.empty_state(batch, room)
 
-    def graphs(self) -> Mapping[str, Graph]:
+    def graphs(self, *, last: bool = False) -> Mapping[str, Graph]:
         """Declare two graphs: the source to what cross attention keeps of it, and a step of the decoder."""
         static = {name: rule for name, rule in self.declared().items() if rule.grows == "static"}
-        moving = {name: rule for name, rule in self.declared().items() if rule.grows != "static"}
 
         def encode(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-            primed = self.start(**inputs).tensors
+            primed = self.start(room=None, **inputs).tensors
             return {}, {name: primed[name] for name in static}
 
-        def decode(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-            out = self(**inputs, state=State(state, padded=True))
-            assert out.state is not None
-            return self.logits_by_name(out.logits), {name: out.state.tensors[name] for name in moving}
-
         source = {name: _renamed(put, "sequence", "memory") for name, put in self.encoder.inputs().items()}
-        target = {f"decoder_{name}": put for name, put in self.decoder.inputs().items()}
-        return {
-            "encoder": Graph(source, {}, {}, static, encode),
-            "decoder": Graph(target, self.logits_dims("sequence"), dict(self.declared()), moving, decode),
-        }
+        return {"encoder": Graph(source, {}, {}, static, encode), "decoder": self.step_graph("decoder", last=last)}
 
 
 def _renamed(put: Input, old: str, new: str) -> Input:

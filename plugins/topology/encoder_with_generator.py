@@ -87,7 +87,7 @@ class EncoderWithGeneratorTopology(Topology):
         hidden: Tensor = self.generator(given, attention_mask=attention_mask, document_ids=document_ids)[0]
         return hidden
 
-    def graphs(self) -> Mapping[str, Graph]:
+    def graphs(self, *, last: bool = False) -> Mapping[str, Graph]:
         """Declare one graph, from inputs to the encoder's hidden states and logits."""
 
         def run(inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:

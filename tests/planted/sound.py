@@ -64,16 +64,18 @@ class BandAttention(Mechanism):
         """Return the weights (B, H, T, S); a row that sees nothing has none."""
         return torch.softmax(scores.masked_fill(~mask, torch.finfo(scores.dtype).min), dim=-1) * mask
 
-    def extended(self, k: Tensor, v: Tensor, state: Memories | None) -> tuple[Tensor, Tensor, Memories | None]:
+    def extended(
+        self, k: Tensor, v: Tensor, context: Context, state: Memories | None
+    ) -> tuple[Tensor, Tensor, Memories | None]:
         """Put what is remembered before k and v, and remember it all."""
         if state is None:
             return k, v, None
-        k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+        k, v = context.append(state["k"], k), context.append(state["v"], v)
         return k, v, {"k": k, "v": v}
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None) -> After:
         """Weigh what is seen."""
-        k, v, state = self.extended(k, v, state)
+        k, v, state = self.extended(k, v, context, state)
         scores, bias = self.scores(q, k), context.score(context.tokens, None, q, k)
         mask = self.sees(context.tokens, context.keys).unsqueeze(1)
         weights = self.weigh(scores if bias is None else scores + bias, mask)
@@ -82,7 +84,7 @@ class BandAttention(Mechanism):
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None) -> After:
         """Take the definition of softmax attention."""
-        k, v, state = BandAttention.extended(self, k, v, state)
+        k, v, state = BandAttention.extended(self, k, v, context, state)
         mask, bias = self.visible(context.tokens, context.keys), context.score(context.tokens, None, q, k)
         return softmax_reference(q, k, v, mask, bias, self.scale)[0], state
 

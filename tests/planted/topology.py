@@ -29,7 +29,7 @@ class HeadsWithoutMask(ENCODER):
         return super().read_heads(hidden, None)
 
 
-@planted(10, "the logits differs")
+@planted(10, "the logits in steps differs")
 class StandsStill(DECODER):
     """The state that came in is given back."""
 
@@ -57,8 +57,8 @@ class GeneratesUndeclared(DECODER):
 class TakesUndeclared(DECODER):
     """Its graph reads a mask that it does not declare among its inputs."""
 
-    def graphs(self):
-        graph = super().graphs()["model"]
+    def graphs(self, **given):
+        graph = super().graphs(**given)["model"]
         shown = {name: put for name, put in graph.inputs.items() if name != "attention_mask"}
         return {"model": replace(graph, inputs=shown)}
 
@@ -67,8 +67,8 @@ class TakesUndeclared(DECODER):
 class GivesUndeclared(ENCODER):
     """Its graph gives hidden states that it does not declare."""
 
-    def graphs(self):
-        graph = super().graphs()["model"]
+    def graphs(self, **given):
+        graph = super().graphs(**given)["model"]
         return {"model": replace(graph, outputs={n: dims for n, dims in graph.outputs.items() if n != "hidden"})}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from transom.conformance.rows.models import empty
 from transom.core.topology import Topology
 from transom.core.vocabulary import Vocabulary
 from transom.deploy import export
@@ -85,14 +86,17 @@ def decode(model: Topology) -> float:
               for name, graph in model.graphs().items()}  # fmt: skip
     with torch.no_grad():
         whole = model(**{name: ids for inputs, _ in graphs.values() for name, ids in inputs.items()}).logits
-        state = model.empty_state(ROWS).tensors
+        state: dict[str, torch.Tensor] = {}
         steps = []
         for inputs, graph in graphs.values():
+            masks = {name: put.dims[1] for name, put in graph.inputs.items() if name.endswith("attention_mask")}
             if not graph.takes:
-                state |= graph.run(inputs, {})[1]
+                state |= graph.run(inputs | {name: torch.ones(ROWS, LENGTH).long() for name in masks}, {})[1]
                 continue
+            state = empty(model, graph, ROWS, LENGTH + 1) | state
             for t in range(LENGTH):
                 now = {name: ids[:, t : t + 1] for name, ids in inputs.items()}
+                now |= {n: torch.ones(ROWS, t + 1 if dim == "total" else 1).long() for n, dim in masks.items()}
                 outputs, after = graph.run(now, {name: state[name] for name in graph.takes})
                 state |= after
                 steps.append(outputs["logits"])

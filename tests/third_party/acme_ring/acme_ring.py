@@ -29,7 +29,7 @@ class SigmoidAttention(Mechanism):
 
     def forward(self, q, k, v, context, state=None):
         if state is not None:
-            k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+            k, v = context.append(state["k"], k), context.append(state["v"], v)
             state = {"k": k, "v": v}
         bias = context.score(context.tokens, None, q, k)
         k, v = (x.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2) for x in (k, v))

@@ -88,10 +88,9 @@ class PairsAttention(Mechanism):
     def _mixed(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: State, zeros: int
     ) -> tuple[Tensor, State]:
-        k, v, state = _extended(k, v, state)
+        k, v, state = _extended(k, v, context, state)
         bias = context.score(context.tokens, None, q, k)
-        plain = context.tokens.plain and context.past is None
-        mask = None if plain else context.once("visible", lambda: context.visible(context.keys))
+        mask = None if context.plain else context.once("visible", lambda: context.visible(context.keys))
         return self._fused(q, k, v, mask, bias, zeros), state
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: State = None) -> tuple[Tensor, State]:
@@ -100,7 +99,7 @@ class PairsAttention(Mechanism):
             assert context.memory_tokens is not None
             keys, bias = context.memory_tokens, None
         else:
-            k, v, state = _extended(k, v, state)
+            k, v, state = _extended(k, v, context, state)
             keys, bias = context.keys, context.score(context.tokens, None, q, k)
         seen, wide = self.visible(context.tokens, keys), v.unflatten(2, (-1, 2)).flatten(3)
         mixed, weights = [], []
@@ -152,8 +151,8 @@ def _by_map(x: Tensor, dim: int) -> Tensor:
     return torch.unflatten(x, dim, (-1, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
-def _extended(k: Tensor, v: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+def _extended(k: Tensor, v: Tensor, context: Context, state: State) -> tuple[Tensor, Tensor, State]:
     if state is None:
         return k, v, None
-    k, v = torch.cat([state["k"], k], dim=1), torch.cat([state["v"], v], dim=1)
+    k, v = context.append(state["k"], k), context.append(state["v"], v)
     return k, v, {"k": k, "v": v}
