@@ -21,8 +21,8 @@ help: ## list the targets
 demo: venv ## train a small model, write text with it and export it, in runs/demo
 	$(PY) -m transom.cli.demo
 
-test: venv ## run all tests
-	$(PY) -m pytest --transom transom
+test: venv ## run all tests, and the quick profile of the conformance suite, a process on each core
+	$(PY) -m pytest --transom transom --transom-profile quick -n auto
 
 conformance: venv ## prove every component, and those of examples/, in full, and write the worst figures into docs/conformance.md
 	rm -rf build/examples && mkdir -p build/examples && cp -R examples build/examples/from  # pip builds in place

@@ -41,7 +41,7 @@ class Prepared:
 
     @property
     def counts(self) -> Tensor:
-        """Return how many targets there are of each head, (H,) int64."""
+        """Return how many targets there are of each head, (N,) int64."""
         return torch.stack([(targets != IGNORED).sum() for targets in (self.targets, *self.others.values())])
 
 

@@ -80,7 +80,7 @@ class Position(nn.Module, Component, ABC):
         raise NotImplementedError(f"{type(self).__name__} declares no hook 'score'")
 
     def score_with(self, served: Served, q_tokens: Tokens, k_tokens: Tokens, q: Tensor, k: Tensor) -> Tensor:
-        """Return what `score` does, for the attention of one layer.
+        """Return what `score` does, (B or 1, H, T, S), for the attention of one layer.
 
         It is handed over with each call: a module that every layer registered would name its weights once for each.
         """

@@ -37,6 +37,12 @@ CHOSEN = covering(ROWS, lambda row: REFUSALS[row] is not None)
 SOUND = [row for row in CHOSEN if REFUSALS[row] is None]
 
 
+# A stack that serves training alone gives nothing that could be walked.
+WHOLE = [
+    name for name in default().names("topology") if not (cls := default().get("topology", name)).readers(cls.Config())
+]
+
+
 def lacking(row: Combination) -> set[str]:
     """Return what a row asks of its attention that the attention declares to lack."""
     lacks = set(default().get("attention", row.attention).declares.lacks)
@@ -56,7 +62,7 @@ def test_every_kind_is_walked_whole() -> None:
     for kind in KINDS:
         without = set() if kind == "attention" else {NONE}
         assert {getattr(row, kind) for row in ROWS} == {*default().names(kind), *without}
-    assert {row.topology for row in ROWS} == set(default().names("topology"))
+    assert {row.topology for row in ROWS} == set(WHOLE)
     assert {row.place for row in ROWS} == {OWN, CROSS}
     assert len(set(ROWS)) == len(ROWS)
 
@@ -72,7 +78,7 @@ def test_a_combination_is_refused_where_its_attention_lacks_what_it_takes_and_bu
 
 
 def test_any_two_parts_meet_in_a_chosen_row() -> None:
-    assert len(CHOSEN) <= 60
+    assert len(CHOSEN) <= 1.2 * len(default().names("attention")) * (len(default().names("position")) + 1)
     met = frozenset().union(*map(pairs, CHOSEN))
     assert met == frozenset().union(*map(pairs, ROWS))
     sound = frozenset().union(*(pairs(row) for row in ROWS if REFUSALS[row] is None))
@@ -89,14 +95,14 @@ def test_a_chosen_row_trains_and_decodes(row: Combination) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("topology", default().names("topology"))
+@pytest.mark.parametrize("topology", WHOLE)
 def test_each_attention_position_and_norm_exports(topology: str) -> None:
     rows = [row for row in SOUND if row.topology == topology]
     few = representatives(rows)
     model = compose(spec_of(*few))
     assert {len(stack.blocks) for stack in model.children() if isinstance(stack, Stack)} == {len(few)}
     for kind in KINDS:
-        assert {getattr(row, kind) for row in few} == {getattr(row, kind) for row in ROWS if row.topology == topology}
+        assert {getattr(row, kind) for row in few} == {getattr(row, kind) for row in rows}
     if model.generates:
         decode(model)
     assert 0 < exported(model) <= ALLOWED["fp32"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from transom.core.topology import Topology
 from transom.core.vocabulary import Vocabulary
 from transom.errors import SpecError
 from transom.registry.compose import build_objective, compose
@@ -19,8 +20,9 @@ from transom.training.step import Step
 KINDS = ("attention", "norm", "position")
 # What an option of this name is set to, in whatever component needs it.
 NEEDED: Mapping[str, Any] = {"window": 48}
-KEPT = frozenset({"max_distance"})  # no width, and bound to options that are too small to shrink
-ROWS, LENGTH, STEPS = 2, 19, 3
+# By option: what it is divided by, where it is 64 or more; 8 for all others. Heads stay as many, so that widths divide.
+SHARES: Mapping[str, int] = {"n_heads": 1, "n_kv_heads": 1, "n_key_heads": 1, "max_distance": 1, "vocab_size": 64}
+ROWS, LENGTH, STEPS = 2, 15, 3
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def tried(swap: Swap) -> str | None:
 
 
 def shrunk(spec: Spec) -> dict[str, Any]:
-    """Return a spec of a sixteenth of a model's widths, with one layer of each group."""
+    """Return a spec of an eighth of a model's widths, with one layer of each group."""
     plain = {key: spec.resolved[key] for key in ("name", "model", "objective") if key in spec.resolved}
 
     def smaller(value: Any, key: str = "") -> Any:
@@ -74,7 +76,7 @@ def shrunk(spec: Spec) -> dict[str, Any]:
             return [smaller(item) for item in value]
         if key == "repeat":
             return 1
-        return value // 16 if type(value) is int and value >= 64 and key not in KEPT else value
+        return value // SHARES.get(key, 8) if type(value) is int and value >= 64 else value
 
     found: dict[str, Any] = smaller(plain)
     return found
@@ -84,18 +86,32 @@ def _trained(spec: Spec) -> Iterator[torch.Tensor]:
     """Yield the losses of a few steps on one batch."""
     torch.manual_seed(0)
     model = compose(spec).train()
-    size = min(
-        graph.inputs[name].high for graph in model.graphs().values() for name in graph.inputs if "input_ids" in name
-    )
-    objective = build_objective(spec, Vocabulary(size - 8, pad=0, bos=1, eos=2, mask=3))
-    fields = {"input_ids": torch.randint(4, size - 8, (ROWS, LENGTH + objective.lookahead))}
-    for name in sorted(objective.fields - fields.keys()):
-        fields[name] = torch.randint(4, size - 8, (ROWS, LENGTH))
-    prepared = objective.prepare(fields, torch.Generator().manual_seed(0))
-    step, optimizer = Step(model, objective), torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    loss_of = _asked(model, spec)
     for _ in range(STEPS + 1):
-        loss, _ = step(prepared.inputs, prepared.targets, prepared.mask)
+        loss = loss_of()
         yield loss.detach()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+def _asked(model: Topology, spec: Spec) -> Callable[[], torch.Tensor]:
+    """Return what gives the loss of a batch; of a model that is asked for nothing, the size of its hidden states."""
+    inputs = {name: put for graph in model.graphs().values() for name, put in graph.inputs.items()}
+    size = min(put.high for name, put in inputs.items() if name.endswith("input_ids"))
+    if spec.objective is None:
+        ids = {name: torch.randint(4, size, (ROWS, LENGTH)) for name in inputs if name.endswith("input_ids")}
+        return lambda: model(**ids, logits=False).hidden.square().mean()
+    # The last ids are left to objectives that need some beyond the tokenizer's.
+    objective = build_objective(spec, Vocabulary(size - 40, pad=0, bos=1, eos=2, mask=3, sentence_ends=(4, 5, 6, 7)))
+    fields = {n: torch.randint(4, size - 40, (ROWS, LENGTH + objective.lookahead)) for n in sorted(objective.fields)}
+    prepared = objective.prepare(fields, torch.Generator().manual_seed(0))
+    step = Step(model, objective)
+
+    def loss() -> torch.Tensor:
+        """Return the mean losses of all heads together."""
+        totals, _ = step(prepared.inputs, prepared.targets, prepared.mask, prepared.others)
+        return (totals / prepared.counts.clamp(min=1)).sum()
+
+    return loss

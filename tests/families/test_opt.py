@@ -11,6 +11,8 @@ from peers import TOLERANCE, apart, parity
 from transformers import OPTConfig, OPTForCausalLM
 from two_sided import broken_by, drawn, sharpened, there_and_back
 
+import transom
+
 
 def config(**more: Any) -> Any:
     return OPTConfig(
@@ -30,6 +32,13 @@ def test_opt(tmp_path: Path, more: dict[str, Any]) -> None:
     parity(sharpened(OPTForCausalLM(config(**more))), tmp_path)
     found = broken_by(tmp_path, {"input_ids": 83}, "model.layer.attention.scale=1.0", "model.layer.norm.eps=0.1")
     assert min(found.values()) > 1e-4, found
+
+
+@pytest.mark.long
+def test_a_graph_of_it_agrees(tmp_path: Path) -> None:
+    sharpened(OPTForCausalLM(config(activation_function="gelu_new"))).save_pretrained(tmp_path / "hf")
+    _, model = transom.import_checkpoint(tmp_path / "hf")
+    assert transom.export(model, tmp_path / "out").rows
 
 
 @torch.no_grad()
