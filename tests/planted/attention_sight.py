@@ -110,7 +110,7 @@ class SeesPaddingOfAMemory(FULL):
     """A memory's mask is forgotten: its padding is 0, and takes a share of the weights all the same."""
 
     def recall(self, q, primed, context):
-        k, v = primed["k"], primed["v"]
+        k, v = primed["k"].transpose(1, 2), primed["v"].transpose(1, 2)
         return self.reference(q, k, v, context)[0]
 
     def visible(self, q, k):
