@@ -43,8 +43,9 @@ class Context:
 
     def serving(self, attention: Served) -> Context:
         """Return this context within one attention: itself, unless a position asks for the attention's projections."""
-        if any(position.projects for position in self.positions):
-            return replace(self, served=attention)
+        for position in self.positions:  # a generator would cost every layer of every model
+            if position.projects:
+                return replace(self, served=attention)
         return self
 
     def of(self, place: int) -> Context:

@@ -93,6 +93,7 @@ class MultiHeadAttention(Sublayer):
         width, kv_width = self.heads[0] * config.head_dim, self.kv_heads[0] * config.head_dim
         # One product for q, k and v costs less to dispatch than three; across a memory, q stands alone.
         self.shares = [self.heads[0], self.kv_heads[0], self.kv_heads[0]]
+        self.together = sum(self.shares)
         self.joint = config.gate == "joint"
         if self.joint and len(self.sets) > 1:
             raise ValueError(
@@ -226,7 +227,7 @@ class MultiHeadAttention(Sublayer):
             primed = self.prime(context) if state is None else state
             return self._merge(x, self.mechanism.recall(q, primed, context), gate), state
         context = context.serving(self)
-        qkv, gate = self._split(self.qkv(x), sum(self.shares))
+        qkv, gate = self._split(self.qkv(x), self.together)
         mixed, state = self.mechanism(*self._from_self(qkv, context), context, state)
         return self._merge(x, mixed, gate), state
 
@@ -236,7 +237,7 @@ class MultiHeadAttention(Sublayer):
             q, gate = self._queries(x)
             return self._merge(x, self.mechanism.reference(q, *self._from_memory(context), context)[0], gate), state
         context = context.serving(self)
-        qkv, gate = self._split(self.qkv(x), sum(self.shares))
+        qkv, gate = self._split(self.qkv(x), self.together)
         mixed, state = self.mechanism.reference(*self._from_self(qkv, context), context, state)
         return self._merge(x, mixed, gate), state
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from walk.combinations import CROSS, Combination
 
-Outcome = float | str
-"""The largest error of an export's parity report, or why a combination is refused."""
+Outcome = float | str | None
+"""The largest error of an export's parity report, or why a combination is refused; None for one not walked yet."""
 
 HEAD = """\
 # Combinations
@@ -16,7 +16,8 @@ Every attention with every position, norm and topology that Transom brings: {row
 compose and {refused} are refused. What composes trained for three steps (the loss fell, every parameter had a
 gradient), decoded in fp64 token by token what it gave for the whole, where its topology generates, and was exported
 alone: its cell holds the largest error of its parity report, relative to the largest magnitude, over all norms
-({norms}). What is refused is refused before anything is built, for the reason whose number its cell holds.
+({norms}). What is refused is refused before anything is built, for the reason whose number its cell holds. A cell
+without an error composes, and was not walked yet: so are {unknown}.
 
 Written by `make walk`, with {versions}.
 """
@@ -30,6 +31,7 @@ def write_table(outcomes: Mapping[Combination, Outcome], versions: Mapping[str, 
         rows=len(outcomes),
         composed=len(outcomes) - refused,
         refused=refused,
+        unknown=sum(outcome is None for outcome in outcomes.values()) or "none",
         norms=", ".join(f"`{name}`" for name in _unique(outcomes, "norm")),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
@@ -55,16 +57,20 @@ def _section(topology: str, place: str, outcomes: Mapping[Combination, Outcome],
 
 def _cell(norms: Mapping[str, Outcome], reasons: Sequence[str]) -> str:
     """Return what became of one attention with one position: once for all norms where they agree, else for each."""
+    texts = {norm: _text(outcome, reasons) for norm, outcome in norms.items()}
     errors = [outcome for outcome in norms.values() if isinstance(outcome, float)]
-    if len(errors) == len(norms):
+    if errors and not any(isinstance(outcome, str) for outcome in norms.values()):
         return f"ok, {max(errors):.0e}"
-    texts = {
-        norm: f"ok, {outcome:.0e}" if isinstance(outcome, float) else f"refused ({reasons.index(outcome) + 1})"
-        for norm, outcome in norms.items()
-    }
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
     return "; ".join(f"{norm}: {text}" for norm, text in texts.items())
+
+
+def _text(outcome: Outcome, reasons: Sequence[str]) -> str:
+    """Return what became of one combination."""
+    if isinstance(outcome, str):
+        return f"refused ({reasons.index(outcome) + 1})"
+    return "ok" if outcome is None else f"ok, {outcome:.0e}"
 
 
 def _tables(outcomes: Mapping[Combination, Outcome]) -> list[tuple[str, str]]:
