@@ -21,7 +21,7 @@ from .norm import Norm
 from .position import Position, add_positions
 from .slots import MASK, run_in_slots
 from .state import PAST, POS, SEEN, Declared, Memories, Remembered, State
-from .tokens import ORDER, Packing, Tokens, document_positions, with_asked
+from .tokens import ORDER, Packing, Permuted, Tokens, document_positions, with_asked
 
 
 class Stack(nn.Module):
@@ -171,19 +171,13 @@ class Stack(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         weights: list[Tensor] | None = None,
-        order: Tensor | None = None,
-        asked: Tensor | None = None,
+        permuted: Permuted | None = None,
     ) -> tuple[Tensor, State | None]:
-        """Return hidden states (B, T, C) and the next state.
+        """Return hidden states (B, T, C) and the next state, or those of the tokens that `permuted` asks for.
 
         attention_mask (B, T): 1 at real tokens, anywhere in a row; with a state it may also cover all that came before,
         (B, past + T), of which the last T count. document_ids (B, T): rows of several documents, kept apart, each one
         stretch.
-
-        order (B, T) int64, from 1: an order of the row's own, in which no token sees a later one (Yang et al. 2019);
-        tokens of one number see each other. asked (B, P) int64: columns of tokens that are asked for. The result is
-        theirs then, (B, P, C): a second stream, which begins with the same vector everywhere and sees what comes before
-        each token in the order, beside the first, which sees the token too.
 
         Raises:
             InputError: shapes that do not fit, too many tokens, documents together with a state, an order that a layer
@@ -191,25 +185,24 @@ class Stack(nn.Module):
         """
         marks = {name: inputs[name] for name in self._marks if name in inputs}
         if marks:
-            own = self.embedding.inputs()
-            inputs = {name: tensor for name, tensor in inputs.items() if name in own}
+            feeds = self.embedding.inputs()
+            inputs = {name: tensor for name, tensor in inputs.items() if name in feeds}
         x = self.embedding(**inputs)
         mask = self._check(x, attention_mask, document_ids, state)
         packing = None if mask is None else Packing.of(mask)
-        tokens = self._tokens(x, packing, document_ids, state)
-        if order is not None:
-            self._check_order(order, mask, x)
-            marks[ORDER] = order
-        elif asked is not None:
-            raise InputError("asked: tokens that are asked for need an order; without one they would see themselves")
+        tokens = own = self._tokens(x, packing, document_ids, state)
+        asked = None
+        if permuted is not None:
+            self._check_order(permuted.order, x)
+            marks[ORDER], asked = permuted.order, permuted.asked
         if marks:
-            tokens = replace(tokens, marks=marks if packing is None else {n: packing.pack(m) for n, m in marks.items()})
+            packed = marks if packing is None else {name: packing.pack(mark) for name, mark in marks.items()}
+            tokens = own = replace(tokens, marks=packed)
         if packing is not None:
             x = packing.pack(x)
-        own = tokens
         if asked is not None:
             asked = asked if packing is None else packing.dest.gather(1, asked)
-            tokens = with_asked(tokens, asked)
+            tokens = with_asked(own, asked)
             x = torch.cat([x, self.embedding.asking().to(x.dtype).expand(*asked.shape, -1)], dim=1)
         x = self.embedding.finish(add_positions(x, self._positions, tokens))
         context = Context(
@@ -350,7 +343,7 @@ class Stack(nn.Module):
             self._check_edges(length, mask, state)
         return mask
 
-    def _check_order(self, order: Tensor, mask: Tensor | None, x: Tensor) -> None:
+    def _check_order(self, order: Tensor, x: Tensor) -> None:
         if order.shape != x.shape[:2]:
             raise InputError(f"order is {tuple(order.shape)}; the tokens are {tuple(x.shape[:2])}")
         if (why := self.bound_to_columns()) is not None:

@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 Made = TypeVar("Made")
 ORDER = "order"
 """The mark of tokens that have an order of their own: none sees what comes later in it; 0 is seen by all."""
@@ -113,6 +115,31 @@ def visible(q: Tokens, k: Tokens, *, causal: bool) -> Tensor:
     if ORDER in q.marks and ORDER in k.marks:
         seen = seen & (k.marks[ORDER].unsqueeze(1) <= q.marks[ORDER].unsqueeze(2))
     return seen
+
+
+@dataclass(frozen=True, eq=False)
+class Permuted:
+    """Give rows an order of their own (Yang et al. 2019).
+
+    order (B, T) int64, from 1: no token sees a later one, and tokens of one number see each other. asked (B, P) int64:
+    columns of tokens that are asked for. What is computed is of these then, (B, P, C): a second stream, which begins
+    with the same vector everywhere and sees what comes before each token in the order, beside the first, which sees the
+    token too.
+    """
+
+    order: Tensor
+    asked: Tensor | None = None
+
+    @staticmethod
+    def of(order: Tensor | None, asked: Tensor | None) -> Permuted | None:
+        """Return the order that a call gives its rows, if it gives one.
+
+        Raises:
+            InputError: tokens are asked for without an order.
+        """
+        if order is None and asked is not None:
+            raise InputError("asked: tokens that are asked for need an order; without one they would see themselves")
+        return None if order is None else Permuted(order, asked)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import torch
 
 from ...core.attention import ABILITIES
 from ...core.heads import MultiHeadAttention
-from ...core.tokens import Tokens
+from ...core.tokens import Permuted, Tokens
 from ...errors import InputError, SpecError
 from ..cases import Case
 from ..companions import bases, composes, has_heads_for, hooked
@@ -55,7 +55,7 @@ def _documents(case: Case) -> bool:
 def _pairs(case: Case) -> bool:
     x, order = vectors(1, LENGTH).requires_grad_(), torch.randperm(LENGTH)[None]
     model = stack([case], causal=not able(case, "two_sided"))
-    (found,) = torch.autograd.grad(run(model, x, order=order + 1)[:, 7].sum(), x)
+    (found,) = torch.autograd.grad(run(model, x, permuted=Permuted(order + 1))[:, 7].sum(), x)
     late = (order > order[:, 7:8])[0]
     return bool(late.any() and found[:, 7].any()) and not found[:, late].any()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.context import Context
 from ...core.heads import MultiHeadAttention
-from ...core.tokens import ORDER, Tokens
+from ...core.tokens import ORDER, Permuted, Tokens
 from ..cases import D_MODEL, Case
 from ..companions import decoding, is_mechanism, serving
 from ..places import (
@@ -172,9 +172,11 @@ def what_is_asked_for(subject: Subject, trial: Trial) -> None:
     order = torch.stack([torch.randperm(length) + 1 for _ in range(batch)])
     asked = order.argsort(1)[:, -4:]
     x = vectors(batch, length).requires_grad_()
-    y = run(model, x, order=order, asked=asked)
+    y = run(model, x, permuted=Permuted(order, asked))
     trial.holds(y.shape == (batch, 4, x.shape[2]), "the result is not that of what is asked for", y.shape)
-    trial.close(by_reference(model)({"x": x}, order=order, asked=asked)[0], y, what="the result by the reference")
+    trial.close(
+        by_reference(model)({"x": x}, permuted=Permuted(order, asked))[0], y, what="the result by the reference"
+    )
     for place in range(4):
         (found,) = torch.autograd.grad(y[:, place].square().sum(), x, retain_graph=True)
         before = order < order.gather(1, asked[:, place : place + 1])
@@ -186,7 +188,9 @@ def what_is_asked_for(subject: Subject, trial: Trial) -> None:
     wide = torch.randn(batch, length + 2, x.shape[2], dtype=x.dtype).masked_scatter(mask.bool().unsqueeze(2), x)
     later = torch.zeros_like(mask).masked_scatter(mask.bool(), order)
     columns = mask.cumsum(1).mul(mask).unsqueeze(1).eq(asked.unsqueeze(2) + 1).long().argmax(2)
-    trial.close(run(model, wide, attention_mask=mask, order=later, asked=columns), y, what="the result beside padding")
+    trial.close(
+        run(model, wide, attention_mask=mask, permuted=Permuted(later, columns)), y, what="the result beside padding"
+    )
 
 
 def _keeps_documents(subject: Subject) -> bool:

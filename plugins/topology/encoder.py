@@ -12,6 +12,7 @@ from ...core.head import Head
 from ...core.segments import Segments
 from ...core.stack import Stack
 from ...core.state import Declared, State
+from ...core.tokens import Permuted
 from ...core.topology import Graph, Output, StackRole, Tensors, Topology
 from ...errors import InputError
 
@@ -82,9 +83,9 @@ class EncoderTopology(Topology):
     ) -> Output:
         """Return hidden states (B, T, C) and the heads' logits for what the embedding reads.
 
-        attention_mask, document_ids, order and asked are `Stack.forward`'s; with `asked` (B, P) the results are those
-        of the tokens that are asked for. state: of the segments before, where there is a memory; the next one comes
-        with the result. Without `logits` the heads are left out.
+        attention_mask and document_ids are `Stack.forward`'s, order and asked those of `Permuted`; with `asked` (B, P)
+        the results are those of the tokens that are asked for. state: of the segments before, where there is a memory;
+        the next one comes with the result. Without `logits` the heads are left out.
         """
         weights: list[Tensor] | None = [] if attentions else None
         hidden, after = self.encoder(
@@ -93,8 +94,7 @@ class EncoderTopology(Topology):
             document_ids=document_ids,
             state=state,
             weights=weights,
-            order=order,
-            asked=asked,
+            permuted=Permuted.of(order, asked),
         )
         if state is not None and after is not None and self._segments is not None:
             after = self._segments.cut(self.encoder.declared(), state, after)
