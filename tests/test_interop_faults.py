@@ -185,7 +185,8 @@ def test_of_many_the_first_are_named_and_the_rest_counted(tmp_path: Path) -> Non
          "has no such module (did you mean 'decoder.layers.{layer}.feedforward'?)"),
         ("ln_f", "{at: ln_f, layout: gama}", "17:5: hf.modules.decoder.norm: RmsNorm has no layout 'gama' (did you "
          "mean 'gamma'?)"),
-        ("wte", "{at: wte, layout: gamma}", "hf.modules.decoder.embedding: TokenEmbedding has only its own names"),
+        ("wte", "{at: wte, layout: gamma}", "hf.modules.decoder.embedding: TokenEmbedding has no layout 'gamma' "
+         "(allowed: plain)"),
         ("ln_f", "{at: ln_f, names: {wieght: g}}", "hf.modules.decoder.norm: the layout has no name 'wieght' (did you "
          "mean 'weight'?)"),
         ("    decoder.norm: ln_f\n", "", "hf.modules: names no module that holds decoder.norm.weight"),

@@ -19,7 +19,7 @@ from transom.training.step import Step
 
 KINDS = ("attention", "norm", "position")
 # What an option of this name is set to, in whatever component needs it.
-NEEDED: Mapping[str, Any] = {"window": 48}
+NEEDED: Mapping[str, Any] = {"window": 48, "rope_dim": 64}
 # By option: what it is divided by, where it is 64 or more; 8 for all others. Heads stay as many, so that widths divide.
 SHARES: Mapping[str, int] = {"n_heads": 1, "n_kv_heads": 1, "n_key_heads": 1, "max_distance": 1, "vocab_size": 64}
 ROWS, LENGTH, STEPS = 2, 15, 3
