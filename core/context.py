@@ -127,6 +127,14 @@ class Context:
                 x = position.rotate(x, self.tokens)
         return x
 
+    @property
+    def scored(self) -> bool:
+        """Say whether a position adds to scores."""
+        for position in self.positions:  # noqa: SIM110 - a generator would cost every layer of every model
+            if "score" in position.hooks:
+                return True
+        return False
+
     def score(self, q_tokens: Tokens, k_tokens: Tokens | None, q: Tensor, k: Tensor) -> Tensor | None:
         """Return what positions add to scores, (B or 1, H, T, S); None when none does. No k_tokens: `keys`."""
         bias: Tensor | None = None

@@ -108,7 +108,7 @@ def softmax_in(context: Context, q: Tensor, k: Tensor, v: Tensor, *, scale: floa
     q (B, T, H, D) of the new tokens; k, v of past and new ones, head by head: (B, K, S, D). Returns (B, T, H, D).
     """
     plain = context.tokens.plain and context.slots is None and (context.past is None or context.past.plain)
-    bias = context.score(context.tokens, None, q, k.transpose(1, 2))
+    bias = context.score(context.tokens, None, q, k.transpose(1, 2)) if context.scored else None
     if plain and context.past is None:
         return _by_head(q, k, v, scale=scale, causal=context.causal, bias=bias, cap=cap)
     if plain and q.shape[1] == 1:
