@@ -53,13 +53,17 @@ class Block(nn.Module):
         self.dropout = stream.dropout
         self.share = 0.5 ** stream.halvings[0]
         self.halves = stream.halvings[1] > stream.halvings[0]
-        self._parallel = placement in ("parallel", "parallel_norms")
         self._after = stream.residual == "after"
-        # By sublayer, the norms before it, after it, and after its residual. Read by name from what is registered: a
-        # lookup through the module costs a tiny model a tenth of a decoding step.
+        # By sublayer, whether it reads what the first one did, and its norms: before, after, and after the residual.
+        # Read by name from what is registered: a lookup through the module costs a tiny model a tenth of a step.
         there = {f"{name}_norm" for name in norms}
         self._around = [
-            (name, [norm if norm in there else None for norm in norms_around(placement, name)]) for name in self.names
+            (
+                name,
+                placement in ("parallel", "parallel_norms") or name == "beside",
+                [norm if norm in there else None for norm in norms_around(placement, name)],
+            )
+            for name in self.names
         ]
 
     @property
@@ -87,8 +91,8 @@ class Block(nn.Module):
         start = modules["shared_norm"](start) if "shared_norm" in modules else start
         if self._after:
             x = start.to(x.dtype)
-        for name, (before, after, outer) in self._around:
-            source = start if self._parallel or name == "beside" else x if narrow is None else x.to(narrow)
+        for name, side_by_side, (before, after, outer) in self._around:
+            source = start if side_by_side else x if narrow is None else x.to(narrow)
             y = source if before is None else modules[before](source)
             if self._after and before is not None:
                 x = y.to(x.dtype)

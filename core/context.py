@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class Context:
     `memory` (B, M, C) and `memory_tokens`: what cross attention reads; `memory` is None once its state is primed.
     `positions`: the encodings in use, in order. `served`: the attention that they serve, where one of them projects.
     `weights`: attention weights are appended here when someone asks. `written`: what was written to slots, likewise.
-    `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them.
+    `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them. `scored`,
+    `projects`: whether a position adds to scores, and whether one asks for projections.
     """
 
     tokens: Tokens
@@ -40,13 +41,17 @@ class Context:
     written: list[Tensor] | None = None
     served: Served | None = None
     slots: Tokens | None = None
+    scored: bool = field(init=False)
+    projects: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Once a pass: every layer of every model asks for these.
+        object.__setattr__(self, "scored", any("score" in position.hooks for position in self.positions))
+        object.__setattr__(self, "projects", any(position.projects for position in self.positions))
 
     def serving(self, attention: Served) -> Context:
         """Return this context within one attention: itself, unless a position asks for the attention's projections."""
-        for position in self.positions:  # a generator would cost every layer of every model
-            if position.projects:
-                return replace(self, served=attention)
-        return self
+        return replace(self, served=attention) if self.projects else self
 
     def of(self, place: int) -> Context:
         """Return this context where one of the sets of projections is at work that the attention served has."""
@@ -126,14 +131,6 @@ class Context:
             if "rotate" in position.hooks:
                 x = position.rotate(x, self.tokens)
         return x
-
-    @property
-    def scored(self) -> bool:
-        """Say whether a position adds to scores."""
-        for position in self.positions:  # noqa: SIM110 - a generator would cost every layer of every model
-            if "score" in position.hooks:
-                return True
-        return False
 
     def score(self, q_tokens: Tokens, k_tokens: Tokens | None, q: Tensor, k: Tensor) -> Tensor | None:
         """Return what positions add to scores, (B or 1, H, T, S); None when none does. No k_tokens: `keys`."""

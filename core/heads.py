@@ -226,8 +226,11 @@ class MultiHeadAttention(Sublayer):
             q, gate = self._queries(x)
             primed = self.prime(context) if state is None else state
             return self._merge(x, self.mechanism.recall(q, primed, context), gate), state
-        context = context.serving(self)
-        qkv, gate = self._split(self.qkv(x), self.together)
+        if context.projects:
+            context = context.serving(self)
+        qkv, gate = torch.unflatten(self.qkv(x), -1, (-1, self.heads[1])), None
+        if self.joint:
+            qkv, gate = self._split(qkv, self.together)
         mixed, state = self.mechanism(*self._from_self(qkv, context), context, state)
         return self._merge(x, mixed, gate), state
 
@@ -237,7 +240,7 @@ class MultiHeadAttention(Sublayer):
             q, gate = self._queries(x)
             return self._merge(x, self.mechanism.reference(q, *self._from_memory(context), context)[0], gate), state
         context = context.serving(self)
-        qkv, gate = self._split(self.qkv(x), self.together)
+        qkv, gate = self._split(torch.unflatten(self.qkv(x), -1, (-1, self.heads[1])), self.together)
         mixed, state = self.mechanism.reference(*self._from_self(qkv, context), context, state)
         return self._merge(x, mixed, gate), state
 
@@ -261,11 +264,10 @@ class MultiHeadAttention(Sublayer):
         return _Part(self, place)
 
     def _split(self, projected: Tensor, heads: int) -> tuple[Tensor, Tensor | None]:
-        """Return a projection's first heads (B, T, heads, D), and the joint gate behind them, where there is one."""
-        headed = torch.unflatten(projected, -1, (-1, self.heads[1]))
+        """Return the first of projected heads (B, T, ..., D), and the joint gate behind them, where there is one."""
         if not self.joint:
-            return headed, None
-        first, gate = headed.split_with_sizes((heads, self.heads[0]), -2)
+            return projected, None
+        first, gate = projected.split_with_sizes((heads, self.heads[0]), -2)
         return first, gate.flatten(-2)
 
     def _from_self(self, qkv: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -280,13 +282,14 @@ class MultiHeadAttention(Sublayer):
             q, k = context.rotate(qk).split_with_sizes(self.shares[:2], -2)
         else:
             q, k, v = qkv.split_with_sizes(self.shares, -2)
+        tokens = context.tokens
         if context.asked:
-            k, v = k[:, : -context.asked], v[:, : -context.asked]
-        valid = context.own.valid
+            k, v, tokens = k[:, : -context.asked], v[:, : -context.asked], context.own
+        valid = tokens.valid
         return (q, k, v) if valid is None else (q, *_silence(k, v, valid))
 
     def _queries(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        q, gate = self._split(self.q(x), self.heads[0])
+        q, gate = self._split(torch.unflatten(self.q(x), -1, (-1, self.heads[1])), self.heads[0])
         return q if self.q_norm is None else self.q_norm(q), gate
 
     def _from_memory(self, context: Context) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,10 @@ def copy_text(folder: Path, run: Path) -> None:
 
 
 def _roles(folder: Path, tokenizer: Tokenizer) -> Roles:
-    """Return which tokens are special: a text is opened by what closes it, where nothing else opens one."""
+    """Return which tokens are special: a text is opened by what closes it, where nothing else opens one.
+
+    What a decoder writes is opened by a token of its own, where there is one.
+    """
     said = [read_json(folder, name) for name in (*SPOKEN, GENERATION, CONFIG) if (folder / name).exists()]
 
     def named(role: str) -> list[str]:
@@ -75,7 +78,7 @@ def _roles(folder: Path, tokenizer: Tokenizer) -> Roles:
         where = f"neither {', '.join(SPOKEN)}, {GENERATION} nor {CONFIG} has an eos_token or an eos_token_id"
         raise CheckpointError(f"{folder / TOKENIZER}: nothing says which token ends a text: {where}")
     stops = tuple(dict.fromkeys(token for token in named("eos") if token != eos))
-    return Roles(first("pad") or eos, first("bos", "cls") or eos, eos, first("mask"), stops)
+    return Roles(first("pad") or eos, first("decoder_start", "bos", "cls") or eos, eos, first("mask"), stops)
 
 
 def _tokens(config: Mapping[str, Any], role: str, tokenizer: Tokenizer) -> Iterator[str]:
