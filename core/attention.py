@@ -90,6 +90,14 @@ class Attention(Component, ABC):
         """Name the path that `forward` takes for `tokens` plain tokens without a state, as `show` prints it."""
         return "reference"
 
+    def on_cuda(self) -> str:
+        """Say what `forward` takes on CUDA in half precision where that is another path, or why no faster one."""
+        return ""
+
+    def in_one_graph(self) -> bool:
+        """Say whether torch.compile can take all of `forward` here; a kernel that it can't look into breaks a graph."""
+        return "compile" not in self.declares.lacks
+
 
 class Mixer(Attention, Sublayer, ABC):
     """Own everything from (B, T, C) to (B, T, C): recurrences, convolutions, latent attention.

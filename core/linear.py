@@ -64,6 +64,12 @@ def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def computed_in(x: torch.Tensor) -> torch.dtype:
+    """Return the dtype that products of x are computed in: that of autocast where it is on, else its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if not x.is_meta and torch.is_autocast_enabled(kind) else x.dtype
+
+
 def exactly(x: torch.Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast rounds nothing of what is computed where x is."""
     # The meta device knows no autocast.

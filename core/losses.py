@@ -14,6 +14,8 @@ from .state import accumulation_dtype
 IGNORED = -100
 CHUNK = 512
 """Tokens a chunk: on CPU 512 was faster than all logits at once up to 32k words, and took a quarter of the memory."""
+LOGITS = 2**27
+"""Logits of a chunk on CUDA, which small products keep waiting: 4,096 tokens of 32k words, 512 MB."""
 
 
 def cross_entropy_reference(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -32,6 +34,11 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
     return (each * asked).sum(), (((wide > 0) == (wanted == 1)) & asked).sum()
 
 
+def chunk_size(hidden: Tensor, weight: Tensor) -> int:
+    """Return how many tokens of hidden (N, C) are scored at once against weight (V, C): by the device and V alone."""
+    return max(CHUNK, LOGITS // weight.shape[0]) if hidden.is_cuda else CHUNK
+
+
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy (nats) of hidden (N, C) @ weight.T (C, V) + bias against targets (N,) int64.
 
@@ -43,7 +50,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
         return loss, hits
     dtype = accumulation_dtype(hidden.dtype)
     loss, hits = hidden.new_zeros((), dtype=dtype), targets.new_zeros(())
-    for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+    size = chunk_size(hidden, weight)
+    for h, t in zip(hidden.split(size), targets.split(size), strict=True):
         logits = at_least_fp32(F.linear(h, weight, bias))
         loss = loss + F.cross_entropy(logits, t, ignore_index=IGNORED, reduction="sum")
         hits = hits + (logits.argmax(-1) == t).sum()
@@ -66,8 +74,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, hidden.shape[0], CHUNK):
-            h, t = hidden16[start : start + CHUNK], targets[start : start + CHUNK]
+        size = chunk_size(hidden, weight)
+        for start in range(0, hidden.shape[0], size):
+            h, t = hidden16[start : start + size], targets[start : start + size]
             logits = at_least_fp32(F.linear(h, weight16, bias16))
             real = t != IGNORED
             index = t.where(real, t.new_zeros(())).unsqueeze(1)
@@ -81,9 +90,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_bias += gradient.sum(0)
             gradient = gradient.to(h.dtype)
             if d_hidden is not None:
-                d_hidden[start : start + CHUNK] = gradient @ weight16
+                d_hidden[start : start + size] = gradient @ weight16
             if d_weight is not None:
-                d_weight.addmm_(gradient.t().to(wide), h.to(wide))
+                _add_product(d_weight, gradient.t(), h)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(hits)
@@ -98,3 +107,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if d_bias is None else (d_bias * d_loss).to(ctx.dtypes[1]),
             None,
         )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a @ b to `total`, summed in its dtype; of half precision on CUDA without a copy in a wider one."""
+    if a.is_cuda and a.dtype != total.dtype == torch.float32:
+        total += torch.mm(a, b, out_dtype=total.dtype)
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))

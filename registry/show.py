@@ -124,6 +124,8 @@ class _Tree:
         """Say which kernel an attention takes, why no faster one, and what it ignores."""
         inner = cast(Attention, getattr(sublayer, "mechanism", sublayer))
         yield f"kernel: {inner.path(self.found.tokens)}"
+        if on_cuda := inner.on_cuda():
+            yield f"on CUDA, in bf16 or fp16: {on_cuda}"
         if name != "attention":
             return
         for position in positions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ..errors import TrainingError
 from .batches import Batches
 from .optimizer import adamw
 from .precision import Precision
+from .regions import compile_regions
 from .schedule import learning_rate
 from .step import Step, moved
 
@@ -33,8 +33,9 @@ class Updater:
         self.learned = [parameter for parameter in step.parameters() if parameter.requires_grad]
         self.optimizer = adamw(step, self.settings)
         self._shared = DistributedDataParallel(step) if self.world.size > 1 else None
-        runner: nn.Module = step if self._shared is None else self._shared
-        self._runner: Any = torch.compile(runner) if self.settings.compile else runner
+        self._runner: nn.Module = step if self._shared is None else self._shared
+        if self.settings.compile:
+            compile_regions(step)
         self._ahead: tuple[int, list[Prepared]] = (0, [])
 
     def update(self, step: int) -> dict[str, float]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core import fla
 from ...core.attention import Declaration, Mixer, is_exporting
 from ...core.component import Site
 from ...core.context import Context
 from ...core.decay import Decays, carried, cut, draw_steps, joined, size_of_chunks
 from ...core.feedforward import Activation, activate
 from ...core.gated_norm import GatedNorm
-from ...core.linear import Linear, at_least_fp32, exactly
+from ...core.linear import Linear, at_least_fp32, computed_in, exactly
 from ...core.moves import Concat, Heads, Layouts, Move, Reshape, Take
 from ...core.short_conv import ShortConv
 from ...core.state import Declared, Memories, Remembered
@@ -126,9 +128,10 @@ class GatedDeltaAttention(Mixer):
         return {**self.conv.declared(), "map": Remembered(shape, "fixed", "accumulate")}
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
-        """Correct in chunks; one token of a step at once."""
+        """Correct in chunks, on CUDA by flash-linear-attention's kernels; one token of a step at once."""
         one = x.shape[1] == 1 and context.tokens.doc is None and not is_exporting()
-        return self._mixed(x, context, state, self.conv.forward, token_by_token if one else in_chunks, self.norm)
+        chunked = partial(by_kernel, half=computed_in(x)) if fla.takes(x, context.tokens.doc) else in_chunks
+        return self._mixed(x, context, state, self.conv.forward, token_by_token if one else chunked, self.norm)
 
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Correct token by token."""
@@ -137,6 +140,14 @@ class GatedDeltaAttention(Mixer):
     def path(self, tokens: int) -> str:
         """Name the path."""
         return f"chunks of {_chunk(tokens)}"
+
+    def on_cuda(self) -> str:
+        """Name the kernels that are there, or say why they are not."""
+        return f"the same: {why}" if (why := fla.missing()) else "flash-linear-attention's gated_delta_rule"
+
+    def in_one_graph(self) -> bool:
+        """Say whether torch.compile can take it all: not the kernels."""
+        return not fla.there()
 
     def _mixed(
         self,
@@ -184,6 +195,16 @@ def token_by_token(
         s = s + k[:, t].unsqueeze(-1) * (share[:, t].unsqueeze(-1) * missing).unsqueeze(-2)
         found.append((q[:, t].unsqueeze(-2) @ s).squeeze(-2))
     return torch.stack(found, dim=1) if found else v, s
+
+
+def by_kernel(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, share: Tensor, first: Tensor, doc: Tensor | None,
+    *, half: torch.dtype,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Compute `token_by_token` of one document a row on CUDA, products in `half`."""
+    assert doc is None
+    y, last = fla.corrected_sums(q, k, v, log_decay, share, first, half)
+    return y.to(v.dtype), last.to(first.dtype)
 
 
 def in_chunks(

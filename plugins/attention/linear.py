@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core import fla
 from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.context import Context
 from ...core.heads import HeadsConfig
-from ...core.linear import at_least_fp32
+from ...core.linear import at_least_fp32, computed_in
 from ...core.state import Declared, Memories, Remembered
 
 CHUNK = 64
@@ -82,7 +83,10 @@ class LinearAttention(Mechanism):
         kv = None if state is None else state["kv"]
         k_sum = None if state is None else state["k"].unsqueeze(-1)
         doc = context.tokens.doc
-        top, kv = causal_sums(turned_q, turned_k, wide_v, kv, doc)
+        if fla.takes(q, doc) and q.shape[1] > 1:
+            top, kv = self._by_kernel(turned_q, turned_k, wide_v, kv, computed_in(q))
+        else:
+            top, kv = causal_sums(turned_q, turned_k, wide_v, kv, doc)
         bottom, k_sum = causal_sums(phi_q, phi_k, torch.ones_like(wide_v[..., :1]), k_sum, doc)
         after = None if state is None else {"kv": kv, "k": k_sum.squeeze(-1)}
         return _divide(top, bottom).to(v.dtype), after
@@ -124,6 +128,25 @@ class LinearAttention(Mechanism):
     def path(self, tokens: int) -> str:
         """Name the kernel."""
         return f"chunks of {CHUNK}" if self.site.causal else "one sum"
+
+    def on_cuda(self) -> str:
+        """Name the kernels that are there, or say why they are not."""
+        if not self.site.causal:
+            return ""
+        return f"the same: {why}" if (why := fla.missing()) else "flash-linear-attention's simple_gla without decay"
+
+    def in_one_graph(self) -> bool:
+        """Say whether torch.compile can take it all: not the kernels."""
+        return not (self.site.causal and fla.there())
+
+    def _by_kernel(
+        self, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, half: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Compute `causal_sums` of one document a row on CUDA, products in `half`."""
+        groups = self.n_heads // self.n_kv_heads
+        first = None if before is None else before.repeat_interleave(groups, dim=1)
+        top, last = fla.decaying_sums(q, k, v, None, first, half)
+        return top.to(v.dtype), last[:, ::groups].to(v.dtype)
 
     def _key_features(self, k: Tensor, context: Context) -> Tensor:
         phi_k = self.features(k)

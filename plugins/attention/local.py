@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...core import flash
 from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.component import Site
 from ...core.context import Context
@@ -67,6 +68,7 @@ class LocalAttention(Mechanism):
             self.window = config.window
         else:
             self.window = config.around // 2 + 1
+        self.unfit = "no kernel caps scores" if config.soft_cap is not None else flash.unfit(self.head_dim)
 
     def declared(self) -> Declared:
         """Keep the newest `window` keys, turned, and values."""
@@ -87,7 +89,7 @@ class LocalAttention(Mechanism):
         """Mix in blocks of the window's length, each seeing itself and its neighbours: linear in T.
 
         Plain tokens that all fit into the window take torch's causal kernel; few tokens after a ring, or an export,
-        one dense mask.
+        one dense mask. On CUDA, FlashAttention has a window of its own.
         """
         window, length = self.window, q.shape[1]
         if context.weights is not None or is_exporting():
@@ -97,6 +99,9 @@ class LocalAttention(Mechanism):
             return softmax_attention(
                 q, k, v, scale=self.scale, causal=self.site.causal, bias=bias, cap=self.config.soft_cap
             ), None
+        if state is None and not self.unfit and flash.takes(q, context):
+            after = 0 if self.site.causal else window - 1
+            return flash.window_attention(q, k, v, context, scale=self.scale, before=window - 1, after=after), None
         return (self.masked if length <= window else self._in_blocks)(q, k, v, context, state)
 
     def masked(
@@ -126,6 +131,10 @@ class LocalAttention(Mechanism):
         window = self.window
         kernel = "torch SDPA" if self.config.soft_cap is None else "reference (no kernel caps scores)"
         return kernel if tokens <= window else f"{kernel} in blocks of {window}"
+
+    def on_cuda(self) -> str:
+        """Name FlashAttention, or say why it can't be taken."""
+        return f"the same: {self.unfit}" if self.unfit else "FlashAttention with a window"
 
     def _extend(
         self, k: Tensor, v: Tensor, context: Context, state: Memories | None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...core import flex
 from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.blocks import block_tokens, cut, drawn, gathered, listed
 from ...core.component import Site
@@ -21,6 +22,9 @@ from ...core.ring import ring_tokens, ring_write
 from ...core.softmax import softmax_attention, softmax_reference
 from ...core.state import PAST, Declared, Memories, Remembered
 from ...core.tokens import Tokens, join, visible
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class SparseAttention(Mechanism):
@@ -72,6 +76,7 @@ class SparseAttention(Mechanism):
         most = min(self.blocks, config.n_global + near + strided + config.n_random)
         self.register_buffer("table", torch.empty(self.blocks, self.blocks, dtype=torch.bool), persistent=False)
         self.register_buffer("chosen", torch.empty(self.blocks, most, dtype=torch.int64), persistent=False)
+        self.unfit = flex.unfit(config.block, self.head_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -130,10 +135,16 @@ class SparseAttention(Mechanism):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
     ) -> tuple[Tensor, Memories | None]:
-        """Mix by gathering each block's chosen blocks: linear in T. Few tokens, documents, and steps take one mask."""
+        """Mix by gathering each block's chosen blocks: linear in T. Few tokens, documents, and steps take one mask.
+
+        On CUDA, flex attention's kernel skips the blocks that are not chosen.
+        """
         config, length = self.config, q.shape[1]
         if context.weights is not None or is_exporting():
             return self.reference(q, k, v, context, state)
+        if state is None and not self.unfit and flex.takes(q, context):
+            shown = context.tokens.once(("sparse blocks, listed", config), lambda: self._listed(length))
+            return flex.block_attention(q, k, v, shown, scale=self.scale), None
         if state is None and context.tokens.doc is None and length > config.block * self.chosen.shape[1]:
             y = self._in_blocks(q, k, v, context)
             first = 0 if self.site.causal else min(config.n_global * config.block, length)
@@ -166,6 +177,15 @@ class SparseAttention(Mechanism):
         """Name the kernel."""
         block, most = self.config.block, self.chosen.shape[1]
         return f"torch SDPA on {most} gathered blocks of {block}" if tokens > block * most else "torch SDPA, masked"
+
+    def on_cuda(self) -> str:
+        """Name flex attention, or say why it can't be taken."""
+        return f"the same: {self.unfit}" if self.unfit else "flex attention, the same blocks"
+
+    def _listed(self, length: int) -> BlockMask:
+        block = self.config.block
+        blocks = -(-length // block)
+        return flex.block_mask(self.table[:blocks, :blocks], block, length, causal=self.site.causal)
 
     def _extend(
         self, k: Tensor, v: Tensor, context: Context, state: Memories | None
