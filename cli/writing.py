@@ -33,12 +33,12 @@ def write(folder: Path, prompts: Sequence[str], sampling: Sampling, on_text: OnT
 
 def _with_runtime(folder: Path, prompts: Sequence[str], sampling: Sampling, on_text: OnText | None) -> list[Generation]:
     from ..data import load_tokenizer
-    from ..deploy import Runtime
+    from ..deploy import ArrayRuntime
     from ..deploy import generate as generate_exported
 
     if not (folder / "tokenizer.json").is_file():
         raise ExportError(f"{folder}: has no tokenizer.json, so text can't be turned into tokens")
-    runtime, tokenizer = Runtime(folder), load_tokenizer(folder)
+    runtime, tokenizer = ArrayRuntime(folder), load_tokenizer(folder)
     vocabulary = tokenizer.vocabulary
     rows = tokenizer.encode_batch(prompts)
     # As in training: a source ends with the closing token, a text begins with the opening one.

@@ -6,19 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .arrays import ArrayRuntime, generate
     from .export import export, export_settings
     from .parity import Report
-    from .runtime import Runtime, generate
 
-__all__ = ["Report", "Runtime", "export", "export_settings", "generate"]
+__all__ = ["ArrayRuntime", "Report", "export", "export_settings", "generate"]
 
 # Imported when first asked for: the runtime needs no torch, and whoever wants it alone should not pay for it.
 _HOMES = {
     "Report": "parity",
-    "Runtime": "runtime",
+    "ArrayRuntime": "arrays",
     "export": "export",
     "export_settings": "export",
-    "generate": "runtime",
+    "generate": "arrays",
 }
 
 

@@ -32,7 +32,7 @@ WITHOUT = {
     "plugins": {"yaml", "omegaconf", "onnxruntime", "typer", "rich"},
     "data": {"torch", "onnx", "onnxruntime"},
     "generation": {"torch", "onnx", "onnxruntime", "onnxscript"},
-    "deploy/runtime.py": {"torch", "onnxscript"},
+    "deploy/arrays.py": {"torch", "onnxscript"},
 }
 OUTSIDE = {"tests", "benchmarks", "examples", "docs", "build", "dist", "runs"}
 
@@ -104,10 +104,10 @@ def test_every_import_follows_the_arrows(root: Path) -> None:
         ("data/text.py", "from ..registry import manager"),
         ("generation/loop.py", "from ..core.state import State"),
         ("generation/loop.py", "from onnxruntime import InferenceSession"),
-        ("training/loop.py", "from ..deploy.runtime import Runtime"),
+        ("training/loop.py", "from ..deploy.arrays import ArrayRuntime"),
         ("deploy/export.py", "from ..training import load"),
-        ("deploy/runtime.py", "import torch"),
-        ("deploy/runtime.py", "def f():\n    from torch import Tensor"),
+        ("deploy/arrays.py", "import torch"),
+        ("deploy/arrays.py", "def f():\n    from torch import Tensor"),
         ("plugins/attention/local.py", "from .full import FullAttention"),
         ("plugins/attention/local.py", "from ..norm.rms import RMSNorm"),
         ("plugins/attention/local.py", "from ...registry import manager"),
@@ -133,7 +133,7 @@ def test_a_planted_offence_is_found(file: str, source: str) -> None:
         ("plugins/__init__.py", "from .attention.local import LocalAttention"),
         ("plugins/attention/local.py", "from ...core.attention import Attention"),
         ("training/loop.py", "from ..registry.compose import compose\nfrom ..data import prepare\nimport torch"),
-        ("deploy/runtime.py", "import onnxruntime\nfrom ..generation import generate"),
+        ("deploy/arrays.py", "import onnxruntime\nfrom ..generation import generate"),
         ("deploy/export.py", "import torch\nfrom ..registry.spec import Spec"),
         ("cli/app.py", "from ..training import train\nfrom ..deploy import export"),
         ("__init__.py", "from transom.registry.spec import load_spec"),

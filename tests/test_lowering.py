@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from transom.core.lowering import TARGETS
-from transom.deploy import Runtime, export
+from transom.deploy import ArrayRuntime, export
 from transom.deploy.lowering import lowered
 from transom.errors import ExportError
 from transom.registry.compose import compose
@@ -67,7 +67,7 @@ def test_a_full_layer_is_one_operator_that_takes_chunks_row_by_row(tmp_path: Pat
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
     nodes = Counter(node.op_type for node in graph.node)
     assert (nodes["GroupQueryAttention"], nodes["ScatterElements"], nodes["Softmax"]) == (1, 0, 0)
-    runtime = Runtime(tmp_path / "out")
+    runtime = ArrayRuntime(tmp_path / "out")
     assert runtime.manifest.graphs["model"].rows_alone
     ids = torch.randint(67, (3, 21))
     mask = torch.ones_like(ids)

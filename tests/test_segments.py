@@ -13,7 +13,7 @@ from torch import Tensor
 from transom.conformance.stacks import shaken
 from transom.core.component import Site
 from transom.core.tokens import Tokens
-from transom.deploy import Runtime, export
+from transom.deploy import ArrayRuntime, export
 from transom.errors import InputError
 from transom.registry.compose import compose
 from transom.registry.manager import default
@@ -84,7 +84,7 @@ model:
 def test_a_graph_reads_segments_as_pytorch_does(tmp_path: Path, memory: list[str]) -> None:
     model = compose(parse_spec(MODEL, memory)).eval()
     export(model, tmp_path / "out")
-    runtime, state, kept = Runtime(tmp_path / "out"), model.empty_state(3), None
+    runtime, state, kept = ArrayRuntime(tmp_path / "out"), model.empty_state(3), None
     for length in (7, 8, 5):
         ids, mask = torch.randint(31, (3, length)), torch.ones(3, length, dtype=torch.int64)
         mask[1, 1], mask[2, 3:] = 0, 0

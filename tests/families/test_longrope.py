@@ -100,10 +100,10 @@ def test_what_is_written_is_read_anew_where_it_crosses(tmp_path: Path, crossing:
     greedy = Sampling(max_new_tokens=9, temperature=0.0)
     assert [row.ids for row in generate(Stepper(crossing, 83), prompts, greedy)] == wanted
     assert transom.export(crossing, tmp_path / "out").rows
-    from transom.deploy import runtime
+    from transom.deploy import arrays
 
-    assert [row.ids for row in runtime.generate(tmp_path / "out", prompts, greedy)] == wanted
-    folder = runtime.Runtime(tmp_path / "out")
+    assert [row.ids for row in arrays.generate(tmp_path / "out", prompts, greedy)] == wanted
+    folder = arrays.ArrayRuntime(tmp_path / "out")
     ids = drawn(83, 17, 1).numpy()
     state = folder.step(ids[:, :16], None, folder.start(3))[1]
     with pytest.raises(InputError, match="at most 16 tokens"):

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 import transom
-from transom.deploy.runtime import Runtime
+from transom.deploy.arrays import ArrayRuntime
 from transom.errors import CheckpointError
 
 SENTENCES = [
@@ -58,7 +58,7 @@ def test_its_sentences_have_the_pipeline_s_vectors_here_and_as_a_graph(
     assert np.abs(found.numpy() - pipeline).max() < 1e-5
     report = transom.export(run, tmp_path / "out")
     assert max(row.error for row in report.rows) < 1e-5
-    runtime = Runtime(tmp_path / "out")
+    runtime = ArrayRuntime(tmp_path / "out")
     types = np.zeros(ids.shape, dtype=np.int64)
     graph = runtime.classify(input_ids=ids.numpy(), token_type_ids=types, attention_mask=mask.numpy())
     assert np.abs(graph - pipeline).max() < 1e-5

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from transom.core.topology import Topology
 from transom.data import Tokenizer
-from transom.deploy import Runtime, export, generate
+from transom.deploy import ArrayRuntime, export, generate
 from transom.errors import ExportError, InputError, TransomError
 from transom.generation import Sampling
 from transom.generation import generate as write
@@ -129,7 +129,7 @@ def test_the_tokens_are_those_of_pytorch(decoder: Path, in_torch: InTorch, sampl
 
 def test_a_tokenizer_travels_and_its_eos_ends_rows(decoder: Path, run: Path) -> None:
     vocabulary = Tokenizer.load(decoder / "tokenizer.json").vocabulary
-    manifest = Runtime(decoder).manifest
+    manifest = ArrayRuntime(decoder).manifest
     assert (decoder / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
     assert set(manifest.files) == {"model.onnx", "tokenizer.json"}
     assert manifest.special_ids == {role: getattr(vocabulary, role) for role in ("bos", "eos", "pad", "mask")}
@@ -142,7 +142,7 @@ def test_a_tokenizer_travels_and_its_eos_ends_rows(decoder: Path, run: Path) -> 
 def test_it_runs_without_torch(decoder: Path, in_torch: InTorch) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from transom.deploy import Runtime, generate\n"
+        "from transom.deploy import ArrayRuntime, generate\n"
         "from transom.generation import Sampling\n"
         f"rows = generate({str(decoder)!r}, {PROMPTS!r}, Sampling(max_new_tokens=6))\n"
         "print([row.ids for row in rows])\n"
@@ -153,7 +153,7 @@ def test_it_runs_without_torch(decoder: Path, in_torch: InTorch) -> None:
 
 
 def test_what_does_not_fit_a_decoder_is_refused(decoder: Path) -> None:
-    runtime = Runtime(decoder, "CPUExecutionProvider")
+    runtime = ArrayRuntime(decoder, "CPUExecutionProvider")
     ids = np.full((2, 3), 7)
     refused: Sequence[tuple[str, Callable[[], object]]] = [
         (
@@ -172,7 +172,7 @@ def test_what_does_not_fit_a_decoder_is_refused(decoder: Path) -> None:
         with pytest.raises(InputError, match=message):
             call()
     with pytest.raises(ExportError, match=r"did you mean CPUExecutionProvider\?"):
-        Runtime(decoder, "CpuExecutionProvider")
+        ArrayRuntime(decoder, "CpuExecutionProvider")
 
 
 @pytest.mark.parametrize(
@@ -192,13 +192,13 @@ def test_an_altered_folder_is_refused(
     shutil.copytree(decoder, tmp_path, dirs_exist_ok=True)
     change(tmp_path / name)
     with pytest.raises(ExportError, match=message):
-        Runtime(tmp_path)
+        ArrayRuntime(tmp_path)
 
 
 def test_a_source_is_answered_as_in_pytorch(tmp_path: Path) -> None:
     model = compose(parse_spec(PAIR)).eval()
     export(model, tmp_path / "out")
-    runtime = Runtime(tmp_path / "out")
+    runtime = ArrayRuntime(tmp_path / "out")
     sources, sampling = [[4, 9, 30], [1], [8, 8, 2, 17, 5, 0, 3]], Sampling(max_new_tokens=30, temperature=0.8)
 
     @torch.inference_mode()
@@ -223,7 +223,7 @@ def test_a_source_is_answered_as_in_pytorch(tmp_path: Path) -> None:
 def test_an_encoder_classifies_as_in_pytorch(tmp_path: Path) -> None:
     model = compose(parse_spec(ENCODER)).eval()
     export(model, tmp_path / "out")
-    runtime = Runtime(tmp_path / "out")
+    runtime = ArrayRuntime(tmp_path / "out")
     ids, mask = torch.randint(31, (4, 13)), torch.ones(4, 13, dtype=torch.int64)
     mask[0, :6] = mask[1, 9:] = mask[2, ::3] = 0
     with torch.no_grad():

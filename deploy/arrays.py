@@ -42,7 +42,7 @@ class Held:
         return seen
 
 
-class Runtime:
+class ArrayRuntime:
     """Run the graphs of a folder that `export` wrote.
 
     It is a `Stepper` where its model writes tokens and reads no source. `provider`: the ONNX Runtime execution provider
@@ -230,7 +230,7 @@ class Runtime:
 class Writer:
     """Be the `Stepper` of a model that has read its sources."""
 
-    def __init__(self, runtime: Runtime, begun: Held) -> None:
+    def __init__(self, runtime: ArrayRuntime, begun: Held) -> None:
         self._runtime = runtime
         self._begun = begun
         self.max_seq_len = runtime.max_seq_len
@@ -244,12 +244,12 @@ class Writer:
         return self._begun
 
     def step(self, input_ids: Ids, attention_mask: Ids | None, state: Held) -> tuple[NDArray[np.float32], Held]:
-        """Do as `Runtime.step` does."""
+        """Do as `ArrayRuntime.step` does."""
         return self._runtime.step(input_ids, attention_mask, state)
 
 
 def generate(
-    folder: str | os.PathLike[str] | Runtime,
+    folder: str | os.PathLike[str] | ArrayRuntime,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     decode: Decode | None = None,
@@ -264,7 +264,7 @@ def generate(
         ExportError: the folder is not whole.
         InputError: prompts, sampling and model do not fit each other.
     """
-    runtime = folder if isinstance(folder, Runtime) else Runtime(folder)
+    runtime = folder if isinstance(folder, ArrayRuntime) else ArrayRuntime(folder)
     special = runtime.manifest.special_ids
     if sampling.eos_id is None and "eos" in special:
         sampling = replace(sampling, eos_id=(special["eos"], *runtime.manifest.stop_ids))
