@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import PluginError
 from .component import Component, Site
 from .context import Context
+from .projected import Projected
 from .state import Declared, Memories
 from .sublayer import Sublayer
 from .tokens import Tokens, visible
@@ -128,11 +129,13 @@ class Mechanism(nn.Module, Attention, ABC):
     `Config` is the base of every mechanism's; `n_heads`, `n_kv_heads`, `head_dim` and `scale` are its resolved numbers.
     `turns`: where queries and keys are turned by their positions, `before` they come or by the mechanism `itself`, with
     `context.rotate` (after a feature map, say). `sets`: what the sets of queries, keys and values are called that it
-    takes, behind the letter; q, k and v come with the heads of one set after those of another.
+    takes, behind the letter; q, k and v come with the heads of one set after those of another. `packs`: the targets of
+    `lowers` for which it offers `packed` too, which the shell then calls in a graph of steps.
     """
 
     turns: ClassVar[Literal["before", "itself"]] = "before"
     sets: ClassVar[tuple[str, ...]] = ("",)
+    packs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: Any, site: Site) -> None:
         super().__init__()
@@ -179,6 +182,14 @@ class Mechanism(nn.Module, Attention, ABC):
 
         Where `site.cross`, k and v (B, M, K, D) stand at `context.memory_tokens` and there is no state.
         """
+
+    def packed(self, projected: Projected, context: Context, state: Memories) -> tuple[Tensor, Memories]:
+        """Compute `forward` in a graph, of what the projections give; returns (B, T, H, D) and the state after.
+
+        For a state in slots. k and v are not 0 at padding here. What is written to slots behind a row's last token is
+        of no consequence.
+        """
+        raise NotImplementedError(f"{type(self).__name__} offers no packed form")
 
     def prime(self, k: Tensor, v: Tensor, context: Context) -> Memories:
         """Return what to keep of a memory's keys and values (B, M, K, D): the state declared `static`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .position import Position, Served
+from .position import Position, Served, Turns
 from .tokens import Tokens, join, visible
 
 
@@ -131,6 +131,16 @@ class Context:
             if "rotate" in position.hooks:
                 x = position.rotate(x, self.tokens)
         return x
+
+    @property
+    def rotates(self) -> bool:
+        """Say whether a position turns queries and keys."""
+        return any("rotate" in position.hooks for position in self.positions)
+
+    def turning(self) -> Turns | None:
+        """Return the table that `rotate` turns by; None where there is no one such table."""
+        rotating = [position for position in self.positions if "rotate" in position.hooks]
+        return self.tokens.once(("turning", rotating[0]), rotating[0].turning) if len(rotating) == 1 else None
 
     def score(self, q_tokens: Tokens, k_tokens: Tokens | None, q: Tensor, k: Tensor) -> Tensor | None:
         """Return what positions add to scores, (B or 1, H, T, S); None when none does. No k_tokens: `keys`."""

@@ -9,13 +9,14 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .attention import Declaration, Headed, Mechanism
+from .attention import Declaration, Headed, Mechanism, is_exporting
 from .component import Part, Site
 from .context import Context
 from .inputs import Input
 from .linear import Fused, Linear
 from .moves import Concat, Heads, Layouts, Move, Order, Reshape, Take, Transpose, conv1d
 from .position import Served
+from .projected import Projected
 from .state import Declared, Memories
 from .sublayer import Sublayer
 from .tokens import Tokens
@@ -80,6 +81,7 @@ class MultiHeadAttention(Sublayer):
     """Project to heads, let a mechanism mix them, and project back (Vaswani et al. 2017; key groups: Ainslie 2023)."""
 
     kind: ClassVar[str] = "attention"
+    lowers: ClassVar[Mapping[str, str]] = {"ort": "packed", "onnx": "packed"}
 
     def __init__(self, mechanism: type[Mechanism], config: HeadsConfig, site: Site) -> None:
         super().__init__()
@@ -92,7 +94,7 @@ class MultiHeadAttention(Sublayer):
         self.kv_heads = (len(self.sets) * config.n_kv_heads, config.head_dim)
         width, kv_width = self.heads[0] * config.head_dim, self.kv_heads[0] * config.head_dim
         # One product for q, k and v costs less to dispatch than three; across a memory, q stands alone.
-        self.shares = [self.heads[0], self.kv_heads[0], self.kv_heads[0]]
+        self.shares = (self.heads[0], self.kv_heads[0], self.kv_heads[0])
         self.together = sum(self.shares)
         self.joint = config.gate == "joint"
         if self.joint and len(self.sets) > 1:
@@ -233,6 +235,25 @@ class MultiHeadAttention(Sublayer):
             qkv, gate = self._split(qkv, self.together)
         mixed, state = self.mechanism(*self._from_self(qkv, context), context, state)
         return self._merge(x, mixed, gate), state
+
+    def declines(self, target: str) -> str:
+        """Keep to `forward` where the mechanism wants q, k and v one by one."""
+        if target not in self.mechanism.packs:
+            return "its mechanism takes q, k and v apart"
+        return self.mechanism.declines(target)
+
+    def packed(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
+        """Compute `forward` by the mechanism's `packed`, to a state in slots in a graph."""
+        if state is None or context.slots is None or not is_exporting():
+            return MultiHeadAttention.forward(self, x, context, state)
+        context = context.serving(self)
+        qkv, gate = self._split(torch.unflatten(self.qkv(x), -1, (-1, self.heads[1])), self.together)
+        parts: tuple[Tensor, ...] = (qkv,)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = qkv.split_with_sizes(self.shares, -2)
+            parts = self.q_norm(q), self.k_norm(k), v
+        mixed, after = self.mechanism.packed(Projected(parts, self.shares, self.turns), context, state)
+        return self._merge(x, mixed, gate), after
 
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Compute `forward` with the mechanism's reference; across a memory, from the memory itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -32,6 +33,19 @@ class Served(Protocol):
 
     def of(self, place: int) -> Served:
         """Return this attention by one of its sets of projections."""
+
+
+@dataclass(frozen=True, eq=False)
+class Turns:
+    """Say how heads are turned by nothing but their tokens' positions: pair by pair, by the angles of a table.
+
+    cos, sin (positions, pairs): of the angle that a pair turns by, for positions from 0 on. `interleaved`: whether
+    entries 2i and 2i + 1 are a pair, or i and i + pairs. Entries of a head beyond the pairs stay.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
 
 
 class Position(nn.Module, Component, ABC):
@@ -71,6 +85,13 @@ class Position(nn.Module, Component, ABC):
     def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return queries or keys x (B, T, H, D) turned by their positions."""
         raise NotImplementedError(f"{type(self).__name__} declares no hook 'rotate'")
+
+    def turning(self) -> Turns | None:
+        """Return the table that `rotate` turns by, for operators that turn by one; None, where no table says it all.
+
+        It is twice as long as a row may be: padding may stand behind a row, in as many new columns.
+        """
+        return None
 
     def score(self, q_tokens: Tokens, k_tokens: Tokens, q: Tensor, k: Tensor) -> Tensor:
         """Return what is added to the scaled scores, (B or 1, H, T, S).

@@ -171,6 +171,8 @@ class ArrayRuntime:
         """
         assert self._step is not None, "a state comes from start"
         mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
+        if mask.shape[1] > self.max_seq_len:  # most of it is padding, and graphs have places for some alone
+            input_ids, mask = _to_the_left(input_ids, mask)
         covered = np.concatenate([state.mask, mask], axis=1)
         seen = covered.sum(axis=1)
         self._check_length(seen)
@@ -285,6 +287,12 @@ def _provider(wanted: str | None) -> str:
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ExportError(f"{wanted}: this machine runs {' and '.join(there)}{hint}")
     return wanted
+
+
+def _to_the_left(input_ids: Ids, mask: Ids) -> tuple[Ids, Ids]:
+    """Return tokens and mask (B, T) without the columns that no row needs, padding on the right."""
+    order = np.argsort(mask == 0, axis=1, kind="stable")[:, : max(1, int(mask.sum(axis=1).max(initial=0)))]
+    return np.take_along_axis(input_ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:

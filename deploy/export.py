@@ -78,7 +78,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
     declared = model.graphs(last=last)
     state = {name: facts for graph in declared.values() for name, facts in state_facts(graph).items()}
     with lowered(model, settings.target) as layers:
-        graphs = {name: write_graph(model, name, graph, folder, settings.opset) for name, graph in declared.items()}
+        graphs = {name: write_graph(model, name, graph, folder, settings) for name, graph in declared.items()}
     stacks = [stack for stack in model.modules() if isinstance(stack, Stack)]
     max_seq_len = min(stack.site.max_seq_len for stack in stacks)
     report = compare(declared, folder, graphs, state, max_seq_len)

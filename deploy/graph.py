@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from ..core.state import BATCH, MEMORY, PAST, Remembered
 from ..core.topology import Graph, Topology
 from ..errors import ExportError, TransomError
+from ..registry.settings import ExportSettings
 from .manifest import TOTAL, Dims, GraphFacts, StateFacts, TensorFacts
+from .passes import tidied
 
 IR_VERSION = 10  # torch and onnx write newer ones than runtimes read
 EXTERNAL = 100_000_000  # bytes of weights above which they stand in a file of their own, NAME.onnx.data
@@ -32,7 +34,7 @@ ROWS_ALONE = {("com.microsoft", "GroupQueryAttention")}
 op: Any = opset18  # of typed tensors; the translator passes its own
 
 
-def write_graph(model: Topology, name: str, graph: Graph, folder: Path, opset: int) -> GraphFacts:
+def write_graph(model: Topology, name: str, graph: Graph, folder: Path, settings: ExportSettings) -> GraphFacts:
     """Write `NAME.onnx`, weights included, and return what it takes and gives. The model is fp32, on CPU, in eval mode.
 
     Raises:
@@ -42,9 +44,10 @@ def write_graph(model: Topology, name: str, graph: Graph, folder: Path, opset: i
     inputs = {n: TensorFacts(put.dims, DTYPES[put.dtype], put.high) for n, put in graph.inputs.items()}
     takes = {states[n].input: TensorFacts(states[n].dims, states[n].dtype) for n in graph.takes}
     outputs = {**graph.outputs, **{states[n].output: _grown(states[n]) for n in graph.gives}}
-    translated = _translate(_Function(model, graph), {**inputs, **takes}, list(outputs), name, opset)
+    translated = _translate(_Function(model, graph), {**inputs, **takes}, list(outputs), name, settings.opset)
     dims = {n: facts.dims for n, facts in {**inputs, **takes}.items()}
     _name_dims(translated.model.graph, name, {**dims, **outputs})
+    tidied(translated.model, settings.target)
     _store_once(translated.model.graph)
     _tidy(translated.model)
     weight = sum(p.numel() * p.element_size() for p in model.parameters())

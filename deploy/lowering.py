@@ -30,7 +30,7 @@ def lowered(model: nn.Module, target: str) -> Iterator[dict[str, str]]:
             declined = {each: module.declines(each) for each in TARGETS[target] if each in module.lowers}
             offered = next((each for each, why in declined.items() if not why), None)
             if offered is None:
-                why = "; ".join(declined.values()) or f"it offers no lowering for {target}"
+                why = "; ".join(dict.fromkeys(declined.values())) or f"it offers no lowering for {target}"
                 said[name] = f"{module.kind} {module.name}: its forward; {why}"
                 continue
             method = getattr(module, module.lowers[offered], None)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..core.state import PAST
 from ..core.topology import Graph
 from .manifest import TOTAL, GraphFacts, StateFacts, is_mask
 from .session import Session, empty_state, providers
@@ -104,9 +105,31 @@ def compare(
                 found, values = sessions[name].run(inputs, {n: in_runtime[n] for n in graphs[name].takes})
                 in_runtime |= values
                 tally.add(wanted, found, new)
-                tally.add({n: t.numpy() for n, t in kept.items()}, {n: v.numpy() for n, v in values.items()}, {})
+                seen = _seen(graphs[name], inputs, kept)
+                tally.add(
+                    {n: _filled(t.numpy(), state[n], seen) for n, t in kept.items()},
+                    {n: _filled(v.numpy(), state[n], seen) for n, v in values.items()},
+                    {},
+                )
             rows.append(Row(case, provider, "fp32", ALLOWED["fp32"], tally.errors, tally.agreement))
     return Report(tuple(rows))
+
+
+def _seen(facts: GraphFacts, inputs: Arrays, kept: Mapping[str, torch.Tensor]) -> NDArray[np.int64] | None:
+    """Return how many real tokens each row has had after a call, (rows,); None where nothing counts them."""
+    masks = (mask.sum(axis=1) for name, mask in inputs.items() if _covers_all(facts, name))
+    counted = kept["seen"].numpy() if "seen" in kept else None
+    return next(masks, counted)
+
+
+def _filled(value: NDArray[Any], facts: StateFacts, seen: NDArray[np.int64] | None) -> NDArray[Any]:
+    """Return a tensor of the state with what no token stands in set to 0: nobody reads it before it is written."""
+    if facts.grows != "slots":
+        return value
+    assert seen is not None, "what has slots is counted"
+    slot = facts.dims.index(PAST)
+    free = np.arange(value.shape[slot]) >= seen[:, None]
+    return np.where(free.reshape([n if i in (0, slot) else 1 for i, n in enumerate(value.shape)]), 0, value)
 
 
 def _columns(inputs: Arrays) -> int:

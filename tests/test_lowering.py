@@ -80,6 +80,42 @@ def test_a_full_layer_is_one_operator_that_takes_chunks_row_by_row(tmp_path: Pat
     torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "position", "turned"),
+    [
+        ("head_dim: 16, n_kv_heads: 1, bias: true", "{kind: rope, theta: 500.0}", 8),
+        ("head_dim: 32, n_kv_heads: 2, gate: joint", "{kind: rope, layout: interleaved, fraction: 0.5}", 8),
+        ("head_dim: 16, qk_norm: rms, bias: [q]", "rope", 8),
+        ("head_dim: 16, n_kv_heads: 2", "[rope, alibi]", None),
+    ],
+    ids=["plain", "interleaved, half of a head", "norms of q and k", "scores that positions add to"],
+)
+def test_projections_go_to_the_operator_as_they_are(tmp_path: Path, options: str, position: str, turned: int) -> None:
+    changes = [f"model.layer.attention={{kind: full, n_heads: 4, {options}}}", f"model.position={position}", *SMALL]
+    model = compose(load_spec("tiny_gpt", changes)).eval()
+    for weight in model.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)
+    report = export(model, tmp_path / "out")
+    assert max(row.error for row in report.rows) < 2e-5
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    nodes = Counter(node.op_type for node in graph.node)
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    [node] = (node for node in graph.node if node.op_type == "GroupQueryAttention")
+    assert (node.input[1] == "") == ("norm" not in options and turned is not None)
+    tables = [sizes[name] for name in node.input[7:9] if name]
+    assert tables == [] if turned is None else tables == [(100, turned)] * 2  # twice max_seq_len
+    assert (nodes["Cos"], nodes["SkipSimplifiedLayerNormalization"]) == (0 if turned else 1, 2)
+    # A chunk of more columns than a row may have tokens, most of them padding.
+    runtime, ids = ArrayRuntime(tmp_path / "out"), torch.randint(67, (2, 77))
+    mask = torch.zeros_like(ids)
+    mask[0, 3:31] = mask[1, 60:] = 1
+    _, state = runtime.step(ids[:, :5].numpy(), mask[:, :5].numpy(), runtime.start(2))
+    got, _ = runtime.step(ids[:, 5:].numpy(), mask[:, 5:].numpy(), state)
+    with torch.no_grad():
+        want = model(input_ids=ids[1:, 60:]).logits[:, -1]
+    torch.testing.assert_close(torch.from_numpy(got[1:]), want, rtol=1e-4, atol=1e-4)
+
+
 def test_what_an_operator_does_not_take_stays_as_it_is_and_says_why() -> None:
     with lowered(model_of("{kind: full, n_heads: 4}"), "ort") as said:
         assert said["decoder.layers.0.attention.mechanism"] == (

@@ -12,6 +12,7 @@ from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.context import Context
 from ...core.grouped import grouped_query_attention
 from ...core.heads import HeadsConfig
+from ...core.projected import Projected
 from ...core.softmax import softmax_attention, softmax_in, softmax_reference
 from ...core.state import MEMORY, PAST, Declared, Memories, Remembered
 
@@ -24,6 +25,7 @@ class FullAttention(Mechanism):
     )
 
     lowers: ClassVar[Mapping[str, str]] = {"ort": "grouped"}
+    packs: ClassVar[frozenset[str]] = frozenset({"ort"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HeadsConfig):
@@ -65,7 +67,12 @@ class FullAttention(Mechanism):
         """Leave it all to ONNX Runtime's GroupQueryAttention: it costs what slots are filled, not what there are."""
         if state is None or context.slots is None or not is_exporting():
             return FullAttention.forward(self, q, k, v, context, state)
-        return grouped_query_attention(context, q, k, v, state, scale=self.scale, cap=self.config.soft_cap)
+        projected = Projected((q, k, v), (q.shape[2], k.shape[2], v.shape[2]), turning=False)
+        return FullAttention.packed(self, projected, context, state)
+
+    def packed(self, projected: Projected, context: Context, state: Memories) -> tuple[Tensor, Memories]:
+        """Leave the turning of queries and keys to it too, where a table says how."""
+        return grouped_query_attention(context, projected, state, scale=self.scale, cap=self.config.soft_cap)
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.component import Site
-from ...core.position import Position
+from ...core.position import Position, Turns
 from ...core.scaling import Scaling
 from ...core.state import accumulation_dtype
 from ...core.tokens import Tokens, lengths
@@ -73,6 +73,18 @@ class RopePosition(Position):
         if turned.dtype != x.dtype:
             turned = turned.to(x.dtype)
         return turned if self.width == x.shape[-1] else torch.cat([turned, x[..., self.width :]], dim=-1)
+
+    def turning(self) -> Turns | None:
+        """Return the table, unless the length of a text decides how fast its tokens turn."""
+        if self.edges():
+            return None
+        dtype = accumulation_dtype(torch.get_default_dtype())
+        positions = torch.arange(2 * self.site.max_seq_len).unsqueeze(0)
+        cos, sin = (t[0, :, 0] for t in self._cos_sin(Tokens(positions), dtype))
+        pairs = self.width // 2
+        if self.config.layout == "half":  # the second of a pair has its sine as it is
+            return Turns(cos[:, pairs:], sin[:, pairs:], interleaved=False)
+        return Turns(cos[:, 1::2], sin[:, 1::2], interleaved=True)
 
     def _cos_sin(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of each entry, (B or 1, T, 1, width); the first of a pair has its sine negated."""
