@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, Protocol
@@ -61,6 +61,21 @@ class Generation:
     ended: Ended
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Hold what one row wrote in one step.
+
+    `ids`: the token that was chosen, none at an eos. `text`: what is now sure of its text and was not before: whole
+    characters, never a part of a stop string; the texts of a row's pieces make up its `text`, and without a `decode`
+    they are empty. `result`: all that the row wrote, with its last piece.
+    """
+
+    row: int
+    ids: tuple[int, ...]
+    text: str
+    result: Generation | None
+
+
 def generate(
     stepper: Stepper,
     prompts: Sequence[Sequence[int]],
@@ -86,15 +101,46 @@ def generate(
     Raises:
         InputError: prompts, sampling and stepper do not fit each other, or the logits leave nothing to choose.
     """
+    results: dict[int, Generation] = {}
+    for piece in _begun(stepper, prompts, sampling, decode, on_token is not None):
+        if on_token is not None and piece.text:
+            on_token(piece.row, piece.text)
+        if piece.result is not None:
+            results[piece.row] = piece.result
+    return [results[row] for row in range(len(results))]
+
+
+def stream(
+    stepper: Stepper, prompts: Sequence[Sequence[int]], sampling: Sampling, decode: Decode | None = None
+) -> Iterator[Piece]:
+    """Continue each prompt, and give what comes of it as it comes: after each step a piece of every row that went on.
+
+    The rows, and what is raised, are `generate`'s. Who stops asking stops the writing.
+    """
+    return _begun(stepper, prompts, sampling, decode, decode is not None)
+
+
+def _begun(
+    stepper: Stepper, prompts: Sequence[Sequence[int]], sampling: Sampling, decode: Decode | None, watched: bool
+) -> Iterator[Piece]:
+    """Check what is asked for, now and not at the first step, and return the steps; `watched`: text, too, as it comes.
+
+    Raises:
+        InputError: as `generate` says.
+    """
     given = [list(prompt) for prompt in prompts]
-    _check(stepper, given, sampling, decode, on_token)
-    if not given:
-        return []
-    rows = _rows(stepper, given, sampling, decode, on_token)
+    _check(stepper, given, sampling, decode, watched)
+    return _steps(stepper, given, _rows(stepper, given, sampling, decode, watched), sampling)
+
+
+def _steps(stepper: Stepper, prompts: list[list[int]], rows: list[_Row], sampling: Sampling) -> Iterator[Piece]:
     seen = np.zeros((len(rows), stepper.vocab_size), dtype=np.bool_)
-    for row, prompt in enumerate(given):
+    for row, prompt in enumerate(prompts):
         seen[row, prompt] = True
-    ids, mask = _pad(given)
+    yield from (row.piece(index) for index, row in enumerate(rows) if row.ended is not None)
+    if all(row.ended is not None for row in rows):
+        return
+    ids, mask = _pad(prompts)
     state, step = stepper.start(len(rows)), 0
     edges: Collection[int] = getattr(stepper, "edges", ())  # a stepper may have lengths beyond which rows are read anew
     while live := [index for index, row in enumerate(rows) if row.ended is None]:
@@ -107,14 +153,14 @@ def generate(
             rows[index].take(token)
             if rows[index].ended is None:
                 column[index] = [token]
-        if _crossing(given, rows, edges):
+        yield from [rows[index].piece(index) for index in live]
+        if _crossing(prompts, rows, edges):
             state, column = (
                 stepper.start(len(rows)),
-                [prompt + row.ids if row.ended is None else [] for prompt, row in zip(given, rows, strict=True)],
+                [prompt + row.ids if row.ended is None else [] for prompt, row in zip(prompts, rows, strict=True)],
             )
         ids, mask = _pad(column)
         step += 1
-    return [row.result() for row in rows]
 
 
 class _Row:
@@ -127,6 +173,7 @@ class _Row:
         self._sampling = sampling
         self._eos_ids = sampling.eos_ids
         self._room = max_seq_len - len(prompt)
+        self._told = 0  # tokens of ids that were in a piece
         self._text = text
         if self._room == 0:
             self.ended = "full"
@@ -146,32 +193,38 @@ class _Row:
         if self._text is not None and self.ended is not None:
             self._text.close(self.ids)
 
-    def result(self) -> Generation:
-        assert self.ended is not None
-        return Generation(self.ids, None if self._text is None else self._text.so_far, self.ended)
+    def piece(self, index: int) -> Piece:
+        """Return what has come since the last piece; `index` is the row's."""
+        new, self._told = tuple(self.ids[self._told :]), len(self.ids)
+        text = "" if self._text is None else self._text.piece()
+        return Piece(index, new, text, None if self.ended is None else self._result(self.ended))
+
+    def _result(self, ended: Ended) -> Generation:
+        return Generation(self.ids, None if self._text is None else self._text.so_far, ended)
 
 
 class _Text:
-    """Turn one row's growing tokens into text, and show each piece as soon as nothing can take it back.
+    """Turn one row's growing tokens into text, and give each piece as soon as nothing can take it back.
 
     Only a window of the last tokens is decoded again at each step. It begins with tokens whose text is known, because
     some decoders treat the first token of a text apart (they drop its leading space).
     """
 
-    def __init__(self, decode: Decode, stop: tuple[str, ...], show: Callable[[str], None] | None) -> None:
+    def __init__(self, decode: Decode, stop: tuple[str, ...], watched: bool) -> None:
         self.so_far = ""
         self._decode = decode
         self._stop = stop
-        self._show = show
+        self._watched = watched
         self._stopped = False
-        self._shown = 0  # characters of so_far
+        self._sure = 0  # characters of so_far that nothing can take back
+        self._given = 0  # and those that were in a piece
         self._start = 0  # the window's first token
         self._next_start = 0  # where the window can begin once more text has come
         self._known = 0  # characters of the window's text that are in so_far
 
     def grow(self, ids: list[int]) -> bool:
         """Take in the text of the newest token and say whether it completes a stop string; so_far is then cut there."""
-        if not self._stop and self._show is None:
+        if not self._stop and not self._watched:
             return False  # nobody looks before the end: `close` decodes all tokens at once
         window = self._decode(ids[self._start :])
         # Bytes of an unfinished character decode to U+FFFD until the rest of it comes.
@@ -183,28 +236,28 @@ class _Text:
                 self._start, self._next_start = self._next_start, len(ids)
                 self._known = len(self._decode(ids[self._start :]))
         # The stop string that is complete first counts, and of those that end together the longest.
-        found = [(at + len(stop), at) for stop in self._stop if (at := self.so_far.find(stop, self._shown)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stop if (at := self.so_far.find(stop, self._sure)) >= 0]
         if found:
             self._stopped, self.so_far = True, self.so_far[: min(found)[1]]
         else:
-            self._show_up_to(len(self.so_far) - self._possible_stop())
+            self._sure = len(self.so_far) - self._possible_stop()
         return self._stopped
 
     def close(self, ids: list[int]) -> None:
-        """Take in and show what was held back, for no token follows."""
+        """Take in what was held back, for no token follows."""
         if not self._stopped:
             self.so_far += self._decode(ids[self._start :])[self._known :]
-        self._show_up_to(len(self.so_far))
+        self._sure = len(self.so_far)
+
+    def piece(self) -> str:
+        """Return what has become sure since this was asked before."""
+        new, self._given = self.so_far[self._given : self._sure], self._sure
+        return new
 
     def _possible_stop(self) -> int:
         """Count the last characters that may be the beginning of a stop string."""
         begun = (n for stop in self._stop for n in range(1, len(stop)) if self.so_far.endswith(stop[:n]))
         return max(begun, default=0)
-
-    def _show_up_to(self, end: int) -> None:
-        piece, self._shown = self.so_far[self._shown : end], end
-        if piece and self._show is not None:
-            self._show(piece)
 
 
 def _rows(
@@ -212,17 +265,13 @@ def _rows(
     prompts: list[list[int]],
     sampling: Sampling,
     decode: Decode | None,
-    on_token: Callable[[int, str], None] | None,
+    watched: bool,
 ) -> list[_Row]:
-    def text(row: int) -> _Text | None:
-        if decode is None:
-            return None
-        return _Text(decode, sampling.stop, None if on_token is None else lambda piece: on_token(row, piece))
-
     copies: Counter[tuple[int, ...]] = Counter()
     rows = []
-    for index, prompt in enumerate(prompts):
-        rows.append(_Row(prompt, copies[tuple(prompt)], sampling, stepper.max_seq_len, text(index)))
+    for prompt in prompts:
+        text = None if decode is None else _Text(decode, sampling.stop, watched)
+        rows.append(_Row(prompt, copies[tuple(prompt)], sampling, stepper.max_seq_len, text))
         copies[tuple(prompt)] += 1
     return rows
 
@@ -259,10 +308,10 @@ def _check(
     prompts: list[list[int]],
     sampling: Sampling,
     decode: Decode | None,
-    on_token: Callable[[int, str], None] | None,
+    watched: bool,
 ) -> None:
     """Raise InputError where prompts, sampling and stepper do not fit each other."""
-    if decode is None and (sampling.stop or on_token is not None):
+    if decode is None and (sampling.stop or watched):
         what = "sampling.stop" if sampling.stop else "on_token"
         raise InputError(f"{what} needs the text of the tokens: pass decode=, the tokenizer's way from ids to text")
     last = stepper.vocab_size - 1

@@ -7,8 +7,10 @@ finite number; -inf marks a token that can't be chosen. Where logits tie, the lo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +48,26 @@ class Sampling:
     seed: int = 0
     stop: tuple[str, ...] = ()
     eos_id: int | tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, **options: Any) -> Sampling:
+        """Make one of options as they come: `stop` may be one string, and `stop` and `eos_id` lists.
+
+        Raises:
+            InputError: there is no such option, or a value is outside what is allowed.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                raise InputError(f"sampling.{name}: there is no such option ({hint})")
+        if isinstance(options.get("stop"), str):
+            options["stop"] = (options["stop"],)
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+        }
+        return cls(**given)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

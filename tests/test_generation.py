@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, pre_tokenizers
 
 from transom.errors import InputError
-from transom.generation import Generation, Sampling, Stepper, generate
+from transom.generation import Generation, Sampling, Stepper, generate, stream
 from transom.generation.sampling import choose
 
 Ids = NDArray[np.int64]
@@ -169,6 +169,46 @@ def test_a_row_that_waits_is_padding_to_the_model() -> None:
     results = generate(stepper, [[1] * 30, [1] * 28, [0, 1], [1]], Sampling(max_new_tokens=25, eos_id=0))
     assert [(len(row.ids), row.ended) for row in results] == [(0, "full"), (2, "full"), (0, "eos"), (25, "length")]
     assert [len(past) for past in stepper.past.rows] == [30, 29, 2, 25]  # the last token of a row is not read again
+
+
+@pytest.mark.parametrize("sampling", WAYS)
+def test_a_stream_is_the_same_rows_step_by_step(sampling: Sampling) -> None:
+    stepper = Table(hashed(256), 256, max_seq_len=12)
+    prompts = [*PROMPTS, [1] * 12]  # the last is full before the first step
+    wanted = generate(stepper, prompts, sampling, utf8)
+    for decode in (utf8, None):
+        pieces = list(stream(stepper, prompts, sampling, decode))
+        for row, result in enumerate(wanted):
+            own = [piece for piece in pieces if piece.row == row]
+            assert [token for piece in own for token in piece.ids] == result.ids
+            assert "".join(piece.text for piece in own) == (result.text if decode else "")
+            assert [piece.result is None for piece in own] == [True] * (len(own) - 1) + [False]
+            assert own[-1].result == (result if decode else Generation(result.ids, None, result.ended))
+
+
+def test_who_stops_asking_stops_the_writing() -> None:
+    stepper = Table(hashed(11), 11)
+    rows = stream(stepper, [[1], [2]], Sampling())
+    assert stepper.widths == []
+    assert [(next(rows).row, len(stepper.widths)) for _ in range(5)] == [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3)]
+    with pytest.raises(InputError, match="prompt 0 has no tokens"):  # at once, not at the first step
+        stream(stepper, [[]], Sampling())
+
+
+def test_sampling_of_plain_options() -> None:
+    assert Sampling.of() == Sampling()
+    assert Sampling.of(stop="END", eos_id=[3, 5], top_k=4) == Sampling(stop=("END",), eos_id=(3, 5), top_k=4)
+    assert Sampling.of(stop=["a", "b"]).stop == ("a", "b")
+    with pytest.raises(
+        InputError, match=r"sampling\.temprature: there is no such option \(did you mean temperature\?\)"
+    ):
+        Sampling.of(temprature=1.0)
+    with pytest.raises(
+        InputError, match=r"sampling\.x: there is no such option \(there are max_new_tokens, .*eos_id\)"
+    ):
+        Sampling.of(x=1)
+    with pytest.raises(InputError, match=r"sampling\.stop: \('',\) is not"):
+        Sampling.of(stop="")
 
 
 # Text
