@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .context import Context
@@ -15,15 +16,14 @@ from .linear import computed_in
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-LEAST = 64
-"""Its kernel takes tiles of tokens, and a block has to be a number of them."""
-TILES = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_M1": 32, "BLOCK_N1": 64, "BLOCK_M2": 64, "BLOCK_N2": 32}
+TILE = 128
+"""Tokens that its kernel takes at once: blocks are handed over in tiles of so many, or each as one where it is more."""
 
 
 def unfit(block: int, head_dim: int) -> str:
     """Say why flex attention can't serve blocks of `block` tokens and heads of `head_dim`; empty where it can."""
-    if block % LEAST:
-        return f"flex attention takes blocks of multiples of {LEAST}, not {block}"
+    if TILE % block and block % TILE:
+        return f"flex attention takes blocks that divide {TILE}, or that it divides, not {block}"
     return "" if head_dim >= 16 else f"flex attention takes heads from 16 on, not {head_dim}"
 
 
@@ -40,31 +40,38 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, *, scale: 
     half = computed_in(q)
     q, k, v = (t.to(half).transpose(1, 2) for t in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    mixed = _compiled()(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped, kernel_options=TILES)
+    mixed = _compiled()(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
     return cast(Tensor, mixed).transpose(1, 2)
 
 
 def block_mask(table: Tensor, block: int, length: int, *, causal: bool) -> BlockMask:
     """Return the mask of `length` tokens in blocks of `block` whose row of `table` (N, N) bool says what they see.
 
-    `causal`: whether no token of a block sees later ones of its own; `table` then holds no later block.
+    `causal`: whether no token of a block sees later ones of its own; `table` then holds no later block. Small blocks
+    share a tile, of which the kernel skips what no block sees, and asks token by token what only some see.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
+    size = max(block, TILE)
     inside = torch.eye(table.shape[0], dtype=torch.bool, device=table.device) if causal else torch.zeros_like(table)
-    part, whole = _listed(table & inside), _listed(table & ~inside)
+    # What lies beyond the last block is seen by none, and bounds no tile.
+    some, whole = _tiled(table, size // block, False).any(-1), _tiled(table & ~inside, size // block, True).all(-1)
 
     def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         chosen = table[q // block, k // block]
         return chosen & (q >= k) if causal else chosen
 
     return BlockMask.from_kv_blocks(
-        *part,
-        *whole,
-        BLOCK_SIZE=block,
-        mask_mod=seen,
-        seq_lengths=(length, length),
+        *_listed(some & ~whole), *_listed(whole), BLOCK_SIZE=size, mask_mod=seen, seq_lengths=(length, length)
     )
+
+
+def _tiled(table: Tensor, blocks: int, beyond: bool) -> Tensor:
+    """Return table (N, N) in tiles of `blocks` by `blocks`, (M, M, blocks * blocks); `beyond` fills the last."""
+    end = -table.shape[0] % blocks
+    filled = F.pad(table, (0, end, 0, end), value=beyond)
+    tiles: Tensor = filled.unflatten(1, (-1, blocks)).unflatten(0, (-1, blocks)).transpose(1, 2).flatten(2)
+    return tiles
 
 
 def _listed(table: Tensor) -> tuple[Tensor, Tensor]:

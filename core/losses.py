@@ -77,18 +77,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size = chunk_size(hidden, weight)
         for start in range(0, hidden.shape[0], size):
             h, t = hidden16[start : start + size], targets[start : start + size]
-            logits = at_least_fp32(F.linear(h, weight16, bias16))
+            logits = F.linear(h, weight16, bias16)
             real = t != IGNORED
             index = t.where(real, t.new_zeros(())).unsqueeze(1)
             hits += ((logits.argmax(-1) == t) & real).sum()
-            log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
-            loss += ((log_sum - logits.gather(1, index)).squeeze(1) * real).sum()
-            gradient = logits.sub_(log_sum).exp_()
+            logs = _log_probabilities(logits)
+            loss -= (logs.gather(1, index).squeeze(1) * real).sum()
+            gradient = logs.exp_()
             gradient.scatter_add_(1, index, gradient.new_full(index.shape, -1.0))
-            gradient *= real.unsqueeze(1)
+            gradient = torch.mul(gradient, real.unsqueeze(1), out=gradient if h.dtype == wide else logits)
             if d_bias is not None:
-                d_bias += gradient.sum(0)
-            gradient = gradient.to(h.dtype)
+                d_bias += gradient.sum(0, dtype=wide)
             if d_hidden is not None:
                 d_hidden[start : start + size] = gradient @ weight16
             if d_weight is not None:
@@ -107,6 +106,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if d_bias is None else (d_bias * d_loss).to(ctx.dtypes[1]),
             None,
         )
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Return the logarithms of the softmax of logits (N, V), at least in fp32: in their place where they are that."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        return F.log_softmax(logits, dim=1, dtype=torch.float32)
+    return logits.sub_(torch.logsumexp(logits, dim=1, keepdim=True))
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -82,34 +82,50 @@ def test_a_window_is_flash_attentions_window(causal: bool, draw: Draw, monkeypat
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("causal", [True, False])
-def test_blocks_are_flex_attentions_blocks(causal: bool, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_blocks_are_flex_attentions_blocks(
+    causal: bool, block: int, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Flex attention sees the chosen blocks alone, whether by its rule or by the lists that its kernel walks."""
     from torch.nn.attention.flex_attention import flex_attention
 
     monkeypatch.setattr(flex, "_made", [flex_attention])
     everywhere(flex, monkeypatch)
-    config = SparseAttention.Config(n_heads=4, n_kv_heads=2, head_dim=16, block=64, n_window=2, n_random=1)
-    sparse = SparseAttention(config, Site(d_model=64, max_seq_len=640, causal=causal))
-    length = 64 * 7 + 13
+    config = SparseAttention.Config(n_heads=4, n_kv_heads=2, head_dim=16, block=block, n_window=2, n_random=1)
+    sparse = SparseAttention(config, Site(d_model=64, max_seq_len=768, causal=causal))
+    length = 128 * 4 + 77
     q, k, v = (draw(2, length, heads, 16).detach() for heads in (4, 2, 2))  # gradients it has on CUDA alone
     assert sparse.on_cuda() == "flex attention, the same blocks"
     y, wanted = sparse(q, k, v, context(length))[0], sparse.reference(q, k, v, context(length))[0]
     torch.testing.assert_close(y, wanted, rtol=1e-6, atol=1e-8)
-    mask = flex.block_mask(sparse.table[:8, :8], 64, length, causal=causal)
+
+    blocks = -(-length // block)
+    mask = flex.block_mask(sparse.table[:blocks, :blocks], block, length, causal=causal)
+    assert mask.BLOCK_SIZE == (128, 128)
     assert mask.full_kv_num_blocks is not None
     assert mask.full_kv_indices is not None
-    listed = torch.zeros(8, 8, dtype=torch.bool)
-    for number, index in ((mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)):
-        for row in range(8):
-            listed[row, index[0, 0, row, : number[0, 0, row]].long()] = True
-    assert torch.equal(listed, sparse.table[:8, :8])
+    place = torch.arange(length)
+    seen = sparse.table[place.unsqueeze(1) // block, place // block]
+    seen = seen & (place.unsqueeze(1) >= place) if causal else seen
+    walked = torch.zeros_like(seen)
+    for whole, number, index in (
+        (False, mask.kv_num_blocks, mask.kv_indices),
+        (True, mask.full_kv_num_blocks, mask.full_kv_indices),
+    ):
+        for row in range(number.shape[-1]):
+            for column in index[0, 0, row, : number[0, 0, row]].tolist():
+                tile = slice(row * 128, (row + 1) * 128), slice(column * 128, (column + 1) * 128)
+                assert not walked[tile].any()
+                assert seen[tile].all() if whole else seen[tile].any()
+                walked[tile] = True
+    assert torch.equal(seen & walked, seen)
 
 
 def test_blocks_that_kernels_do_not_take_are_said() -> None:
     """Smaller tiles, wider heads: the plain path stays, and says why."""
     site = Site(d_model=64, max_seq_len=640)
     sparse = SparseAttention(SparseAttention.Config(n_heads=4, n_kv_heads=4, head_dim=16, block=48), site)
-    assert "multiples of 64, not 48" in sparse.on_cuda()
+    assert "that divide 128, or that it divides, not 48" in sparse.on_cuda()
     local = LocalAttention(LocalAttention.Config(n_heads=4, n_kv_heads=4, head_dim=12, window=5), site)
     assert "multiples of 8 up to 256, not 12" in local.on_cuda()
 
