@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transom.deploy import export
+    from transom.deploy import Runtime, export
     from transom.errors import (
         CheckpointError,
         DataError,
@@ -32,6 +32,7 @@ _HOMES = {
     "ExportError": "errors",
     "InputError": "errors",
     "PluginError": "errors",
+    "Runtime": "deploy",
     "SpecError": "errors",
     "TrainingError": "errors",
     "TransomError": "errors",
@@ -52,6 +53,7 @@ __all__ = [
     "ExportError",
     "InputError",
     "PluginError",
+    "Runtime",
     "SpecError",
     "TrainingError",
     "TransomError",

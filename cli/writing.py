@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import CheckpointError, ExportError
+from ..errors import CheckpointError
 from ..generation import Generation, Sampling, generate
 
 OnText = Callable[[int, str], None]
@@ -17,7 +17,8 @@ def write(folder: Path, prompts: Sequence[str], sampling: Sampling, on_text: OnT
 
     Raises:
         CheckpointError: the folder is neither, or has no weights yet.
-        ExportError: the export is not whole, or has no tokenizer.
+        ExportError: the export is not whole.
+        InputError: the export has no tokenizer.
     """
     if (folder / "transom.json").is_file():
         return _with_runtime(folder, prompts, sampling, on_text)
@@ -32,15 +33,12 @@ def write(folder: Path, prompts: Sequence[str], sampling: Sampling, on_text: OnT
 
 
 def _with_runtime(folder: Path, prompts: Sequence[str], sampling: Sampling, on_text: OnText | None) -> list[Generation]:
-    from ..data import load_tokenizer
-    from ..deploy import ArrayRuntime
-    from ..deploy import generate as generate_exported
+    from ..deploy import Runtime
 
-    if not (folder / "tokenizer.json").is_file():
-        raise ExportError(f"{folder}: has no tokenizer.json, so text can't be turned into tokens")
-    runtime, tokenizer = ArrayRuntime(folder), load_tokenizer(folder)
-    vocabulary = tokenizer.vocabulary
-    rows = tokenizer.encode_batch(prompts)
-    # As in training: a source ends with the closing token, a text begins with the opening one.
-    rows = [[*row, vocabulary.eos] if runtime.reads_source else [vocabulary.bos, *row] for row in rows]
-    return generate_exported(runtime, rows, replace(sampling, eos_id=vocabulary.ends), tokenizer.decode, on_text)
+    found: dict[int, Generation] = {}
+    for piece in Runtime(folder).stream(prompts, sampling):
+        if on_text is not None and piece.text:
+            on_text(piece.row, piece.text)
+        if piece.result is not None:
+            found[piece.row] = piece.result
+    return [found[row] for row in range(len(found))]

@@ -27,6 +27,11 @@ class Head(nn.Module, Component, ABC):
         self.config = config
         self.site = site
 
+    @property
+    def pools(self) -> bool:
+        """Say whether what it gives a sequence is a vector that stands for it, not scores."""
+        return False
+
     @abstractmethod
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits, (B, T, V) per token or (B, V) per sequence, for hidden (B, T, C); mask (B, T): real tokens."""

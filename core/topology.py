@@ -207,6 +207,12 @@ class Topology(nn.Module, Component, ABC):
             for name, head in zip(self._logits_names(), map(self.heads.get_submodule, self._answering), strict=True)
         }
 
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Return the names, in graphs, of what heads give that is one vector a sequence."""
+        heads = zip(self._logits_names(), map(self.heads.get_submodule, self._answering), strict=True)
+        return tuple(name for name, head in heads if cast(Head, head).pools)
+
     def _logits_names(self) -> list[str]:
         return [f"logits.{name}" if place else "logits" for place, name in enumerate(self._answering)]
 

@@ -9,12 +9,15 @@ if TYPE_CHECKING:
     from .arrays import ArrayRuntime, generate
     from .export import export, export_settings
     from .parity import Report
+    from .runtime import Label, Runtime
 
-__all__ = ["ArrayRuntime", "Report", "export", "export_settings", "generate"]
+__all__ = ["ArrayRuntime", "Label", "Report", "Runtime", "export", "export_settings", "generate"]
 
 # Imported when first asked for: the runtime needs no torch, and whoever wants it alone should not pay for it.
 _HOMES = {
+    "Label": "runtime",
     "Report": "parity",
+    "Runtime": "runtime",
     "ArrayRuntime": "arrays",
     "export": "export",
     "export_settings": "export",

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ExportError, InputError
-from ..generation import Generation, Sampling
+from ..generation import Generation, Sampling, Stepper
 from ..generation import generate as write
-from .manifest import Manifest, is_mask
+from .manifest import MASK, GraphFacts, Manifest, TensorFacts, is_mask
 from .session import Session, Values, empty_state, providers, widened
 
 ROOM = 256  # slots that a state begins with, where rows may hold as many tokens
@@ -60,8 +60,31 @@ class ArrayRuntime:
         graphs, state = self.manifest.graphs, self.manifest.state
         self._sessions = {name: Session(self.folder, facts, state, self.provider) for name, facts in graphs.items()}
         stepping = [name for name, facts in graphs.items() if facts.steps]
-        self._step = next(iter(stepping), None) if self.manifest.generates else None
+        # Who answers once a sequence is no writer of tokens, though it takes steps.
+        writing = self.manifest.generates and len(self.outputs["logits"].dims) == 3
+        self._step = next(iter(stepping), None) if writing else None
         self._source = next((name for name, facts in graphs.items() if self._step and not facts.steps), None)
+
+    @property
+    def outputs(self) -> dict[str, TensorFacts]:
+        """Return what the graphs give beside the state."""
+        return {name: tensor for facts in self.manifest.graphs.values() for name, tensor in facts.outputs.items()}
+
+    def graph_with(self, output: str) -> GraphFacts:
+        """Return the graph that gives an output: the first of several.
+
+        Raises:
+            InputError: no graph gives it.
+        """
+        return self.manifest.graphs[self._with(output)]
+
+    def _with(self, output: str) -> str:
+        name = next((name for name, facts in self.manifest.graphs.items() if output in facts.outputs), None)
+        if name is None:
+            raise InputError(
+                f"{self.folder}: no graph of this model gives {output}; they give {', '.join(self.outputs)}"
+            )
+        return name
 
     @property
     def reads_source(self) -> bool:
@@ -90,11 +113,21 @@ class ArrayRuntime:
 
         The inputs are those of `manifest.graphs`; an attention mask that is left out is all ones.
         """
-        return self._whole("hidden", inputs)[0]
+        return self.whole("hidden", inputs)[0]
 
     def classify(self, **inputs: NDArray[Any]) -> NDArray[Any]:
         """Return the logits of a model that sees its whole input at once: (B, classes), or (B, T, V) per token."""
-        return self._whole("logits", inputs)[0]
+        return self.whole("logits", inputs)[0]
+
+    def whole(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return an output for a whole input, and the mask (B, T) of its real columns, all ones where it has none.
+
+        Raises:
+            InputError: no graph gives it, or the model gives it step by step.
+        """
+        found, _, given = self._whole(output, inputs)
+        mask = next((given[name] for name in given if name == MASK), None)
+        return found, np.ones(found.shape[:2], dtype=np.int64) if mask is None else mask
 
     def read_on(self, output: str, kept: Values | None = None, **inputs: NDArray[Any]) -> tuple[NDArray[Any], Values]:
         """Return an output, `hidden` or `logits`, for the next segment of each row's text, and what is kept of it.
@@ -107,23 +140,21 @@ class ArrayRuntime:
         """
         if not self.manifest.state or self.manifest.generates:
             raise InputError(f"{self.folder}: this model keeps nothing of earlier segments: use encode or classify")
-        return self._whole(output, inputs, kept)
+        return self._whole(output, inputs, kept)[:2]
 
     def _whole(
         self, output: str, inputs: Mapping[str, NDArray[Any]], kept: Values | None = None
-    ) -> tuple[NDArray[Any], Values]:
+    ) -> tuple[NDArray[Any], Values, dict[str, NDArray[Any]]]:
         if self._step is not None:
             raise InputError(f"{self.folder}: this model writes tokens step by step: use start and step, or generate")
-        # One graph, or several that each read their own inputs: the first that has what was asked for.
-        name = next((name for name, facts in self.manifest.graphs.items() if output in facts.outputs), None)
-        if name is None:
-            raise InputError(f"{self.folder}: no graph of this model gives {output}")
+        name = self._with(output)
         past = None if kept is None else (kept["pos"].numpy() >= 0).sum(axis=1)
         given = self._with_mask(name, inputs, past)
         if kept is None:
-            kept = empty_state(self.manifest.state, len(next(iter(given.values()))), 0)
+            longest = max((array.shape[1] for array in given.values() if array.ndim > 1), default=0)
+            kept = empty_state(self.manifest.state, len(next(iter(given.values()))), longest)
         outputs, after = self._sessions[name].run(given, {n: kept[n] for n in self.manifest.graphs[name].takes})
-        return outputs[output], after
+        return outputs[output], after, given
 
     # -- writing token by token -------------------------------------------------------------------------------------
 
@@ -150,7 +181,7 @@ class ArrayRuntime:
         if self._source is None or self._step is None:
             raise InputError(f"{self.folder}: this model reads no source: use start")
         if not isinstance(sources, Mapping):
-            ids, mask = _padded(sources)
+            ids, mask = padded(sources)
             sources = {name: mask if is_mask(name) else ids for name in self._inputs(self._source)}
         given = self._with_mask(self._source, sources)
         _, primed = self._sessions[self._source].run(given, {})
@@ -215,12 +246,14 @@ class ArrayRuntime:
     def _with_mask(
         self, graph: str, inputs: Mapping[str, NDArray[Any]], past: NDArray[Any] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Add the masks that were left out, all ones, of the shape of the ids beside them; check the lengths.
+        """Add what was left out, masks that are all ones and what is optional, of the ids' shape; check the lengths.
 
         `past` (B,): how many tokens are seen besides.
         """
         given = dict(inputs)
-        for name in self._inputs(graph):
+        for name, facts in self.manifest.graphs[graph].inputs.items():
+            if facts.optional and name not in given and "input_ids" in given:
+                given[name] = np.zeros_like(given["input_ids"])
             ids = given.get(name.replace("attention_mask", "input_ids"))
             if name not in given and ids is not None:
                 given[name] = np.ones_like(ids)
@@ -267,15 +300,29 @@ def generate(
         InputError: prompts, sampling and model do not fit each other.
     """
     runtime = folder if isinstance(folder, ArrayRuntime) else ArrayRuntime(folder)
-    special = runtime.manifest.special_ids
+    return write(*begun(runtime, prompts, sampling), decode, on_token)
+
+
+def begun(
+    runtime: ArrayRuntime, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: Sequence[int] = ()
+) -> tuple[Stepper, Sequence[Sequence[int]], Sampling]:
+    """Return what `generation.generate` and `generation.stream` take, for what is asked of an exported model.
+
+    Rows end at `sampling.eos_id`, or at the tokenizer's where that is None, and at `stop_ids`.
+
+    Raises:
+        InputError: the model reads a source, and no tokenizer says what an answer begins with.
+    """
+    special, manifest = runtime.manifest.special_ids, runtime.manifest
+    ends = sampling.eos_ids
     if sampling.eos_id is None and "eos" in special:
-        sampling = replace(sampling, eos_id=(special["eos"], *runtime.manifest.stop_ids))
-    if not runtime.reads_source:
-        return write(runtime, prompts, sampling, decode, on_token)
+        ends = (special["eos"], *manifest.stop_ids)
+    sampling = replace(sampling, eos_id=(*ends, *stop_ids))
+    if not runtime.reads_source or not prompts:
+        return runtime, prompts, sampling
     if "bos" not in special:
         raise InputError(f"{runtime.folder}: has no tokenizer, so the opening token is unknown: use read, and generate")
-    opening = [[special["bos"]]] * len(prompts)
-    return write(runtime.read(prompts), opening, sampling, decode, on_token)
+    return runtime.read(prompts), [[special["bos"]]] * len(prompts), sampling
 
 
 def _provider(wanted: str | None) -> str:
@@ -295,7 +342,7 @@ def _to_the_left(input_ids: Ids, mask: Ids) -> tuple[Ids, Ids]:
     return np.take_along_axis(input_ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
     """Return ids and mask (B, T) of rows of ids, padded on the right."""
     longest = max((len(row) for row in rows), default=0)
     ids = np.zeros((len(rows), longest), dtype=np.int64)

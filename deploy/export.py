@@ -35,9 +35,9 @@ def export(
     """Export a composed model, or the folder of a run, to the folder `out`, and return where it agrees with PyTorch.
 
     The folder gets a `NAME.onnx` for each graph that the model declares (with `NAME.onnx.data` above 100 MB of
-    weights), `transom.json`, and the run's `tokenizer.json` where it has one. It is written beside its place and
-    renamed, so that it is whole or not there; an earlier export in its place is replaced. `settings` are the spec's
-    unless given.
+    weights), `transom.json`, and the run's tokenizer where it has one, with its chat template. It is written beside its
+    place and renamed, so that it is whole or not there; an earlier export in its place is replaced. `settings` are the
+    spec's unless given.
 
     Raises:
         ExportError: `out` holds something else, a part can't be exported, or a graph disagrees with PyTorch.
@@ -84,7 +84,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
     report = compare(declared, folder, graphs, state, max_seq_len)
     if report.failed:
         raise ExportError(f"the exported graph disagrees with PyTorch, and was not kept:\n{report}")
-    source.copy_tokenizer(folder)
+    source.copy_text(folder)
     Manifest(
         max_seq_len=max_seq_len,
         edges=tuple(sorted({edge for stack in stacks for edge in stack.edges})),
@@ -97,6 +97,8 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
         special_ids=source.special_ids,
         stop_ids=source.stop_ids,
         generates=model.generates,
+        pools=model.pools,
+        labels=source.labels(_classes(graphs, model.pools)),
         versions=_versions(),
         parity=tuple(_plain(row) for row in report.rows),
         spec=model.spec.resolved if model.spec else None,
@@ -109,6 +111,17 @@ def _ids(graphs: dict[str, GraphFacts]) -> int | None:
     """Return how many ids the last graph that reads tokens knows: the one that writes, where several read."""
     read = [facts.high for graph in graphs.values() for n, facts in graph.inputs.items() if n.endswith("input_ids")]
     return read[-1] if read else None
+
+
+def _classes(graphs: dict[str, GraphFacts], pools: Sequence[str]) -> int:
+    """Return how many classes the first head scores that scores a whole input; 0 where none does."""
+    widths = (
+        facts.dims[1]
+        for graph in graphs.values()
+        for name, facts in graph.outputs.items()
+        if len(facts.dims) == 2 and name not in pools
+    )
+    return int(next(widths, 0))
 
 
 def _plain(row: Row) -> dict[str, Any]:

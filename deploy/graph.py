@@ -41,7 +41,7 @@ def write_graph(model: Topology, name: str, graph: Graph, folder: Path, settings
         ExportError: torch can't translate the model, or a dimension that is declared to vary came out fixed.
     """
     states = state_facts(graph)
-    inputs = {n: TensorFacts(put.dims, DTYPES[put.dtype], put.high) for n, put in graph.inputs.items()}
+    inputs = {n: TensorFacts(put.dims, DTYPES[put.dtype], put.high, put.optional) for n, put in graph.inputs.items()}
     takes = {states[n].input: TensorFacts(states[n].dims, states[n].dtype) for n in graph.takes}
     outputs = {**graph.outputs, **{states[n].output: _grown(states[n]) for n in graph.gives}}
     translated = _translate(_Function(model, graph), {**inputs, **takes}, list(outputs), name, settings.opset)

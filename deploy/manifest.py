@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from ..errors import ExportError
 
 MANIFEST = "transom.json"
+MASK = "attention_mask"
 FORMAT = 1
 TOTAL = "total"  # all columns since the first step; the length of a past after a step that makes it longer
 Dims = tuple[str | int, ...]
@@ -22,12 +23,14 @@ Facts = TypeVar("Facts", "TensorFacts", "StateFacts")
 class TensorFacts:
     """Describe a tensor that a graph takes or gives: dimensions (names where they vary) and dtype as numpy names it.
 
-    `high`: values of an int64 input are below it; 0 where nothing is said.
+    `high`: values of an int64 input are below it; 0 where nothing is said. `optional`: an input of zeros says no more
+    than none.
     """
 
     dims: Dims
     dtype: str
     high: int = 0
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Manifest:
     gives, or else the ids that the model reads; None without text. `special_ids`: of the tokenizer, by `bos`, `eos`,
     `pad`, `mask`. `stop_ids`: other tokens that end what it writes. `versions`: of the libraries that wrote and checked
     the folder.
+    `pools`: the outputs that are one vector a sequence. `labels`: what the classes are called that a head scores.
     `generates`: whether what takes a state gives the logits of next tokens; if not, it reads a text in segments.
     `layers`: by module, what a component's part of the graphs was made from: its lowering, or its `forward`.
     `parity`: the rows of the report. `spec`: the complete spec, None for a model that was built without one.
@@ -97,6 +101,8 @@ class Manifest:
     spec: Mapping[str, Any] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     edges: tuple[int, ...] = ()
+    pools: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write `transom.json`: after it, the folder is whole."""
@@ -120,7 +126,8 @@ class Manifest:
         try:
             said["graphs"] = {name: _graph(facts) for name, facts in said["graphs"].items()}
             said["state"] = {name: _tensor(StateFacts, facts) for name, facts in said["state"].items()}
-            return cls(**said)
+            lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
+            return cls(**{**said, **lists})
         except (KeyError, TypeError, AttributeError) as error:
             raise ExportError(f"{path}: is broken ({error}): export again") from None
 

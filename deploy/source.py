@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -15,19 +17,23 @@ from ..core.topology import Topology
 from ..core.vocabulary import ROLES, Roles
 from ..errors import CheckpointError, ExportError
 from ..registry.weights import load_model
+from .chat import CHAT
+from .words import SETTINGS, TOKENIZER
 
-TOKENIZER = "tokenizer.json"
+DATA, CONFIG = "data.json", "hf_config.json"
+"""What a run's folder says of the data that it was trained on, and of the checkpoint that it was imported from."""
 
 
 @dataclass(frozen=True)
 class Source:
     """Hold a model as it is exported, fp32 on CPU in eval mode, and its tokenizer where there is one.
 
-    `tokenizer`: the path of its file, and what was read from it.
+    `tokenizer`: the path of its file, and what was read from it. `run`: the folder that the model is from.
     """
 
     model: Topology
     tokenizer: tuple[Path, Tokenizer] | None = None
+    run: Path | None = None
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -50,14 +56,32 @@ class Source:
         """Return how many tokens can be written: what the tokenizer knows of the model's `ids`."""
         return ids if self.tokenizer is None else self.tokenizer[1].get_vocab_size()
 
-    def copy_tokenizer(self, folder: Path) -> None:
-        """Copy the tokenizer to a folder, and the file that says what its special tokens are where it has one."""
+    def copy_text(self, folder: Path) -> None:
+        """Copy the tokenizer to a folder, and what is beside it: its special tokens, its settings, its chat template.
+
+        Raises:
+            CheckpointError: a file can't be read.
+        """
         if self.tokenizer is None:
             return
-        path = self.tokenizer[0]
-        shutil.copyfile(path, folder / TOKENIZER)
-        if path.with_name(ROLES).is_file():
-            shutil.copyfile(path.with_name(ROLES), folder / ROLES)
+        run = self.tokenizer[0].parent
+        for name in (TOKENIZER, ROLES, SETTINGS):
+            if (run / name).is_file():
+                shutil.copyfile(run / name, folder / name)
+        template = _chat_template(run)
+        if template is not None:
+            (folder / CHAT).write_text(template, encoding="utf-8", newline="\n")
+
+    def labels(self, count: int) -> tuple[str, ...]:
+        """Return the names of a head's `count` classes as the run says them, numbers for the rest; () where it doesn't.
+
+        Raises:
+            CheckpointError: a file can't be read.
+        """
+        names = () if self.run is None else _labels(self.run)
+        if not 0 < len(names) <= count:
+            return ()
+        return (*names, *map(str, range(len(names), count)))
 
 
 def read_source(model_or_run: Topology | str | os.PathLike[str]) -> Source:
@@ -80,8 +104,41 @@ def _read_run(run: Path) -> Source:
     model = load_model(run)
     tokenizer = run / TOKENIZER
     if not tokenizer.is_file():
-        return Source(model)
+        return Source(model, run=run)
     try:
-        return Source(model, (tokenizer, Tokenizer.from_file(str(tokenizer))))
+        return Source(model, (tokenizer, Tokenizer.from_file(str(tokenizer))), run)
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(f"{tokenizer}: is no tokenizer: {error}") from None
+
+
+def _chat_template(run: Path) -> str | None:
+    """Return the chat template of a run, from any of the places where the field keeps it: of several the default."""
+    if (run / CHAT).is_file():
+        return (run / CHAT).read_text(encoding="utf-8")
+    for name in (SETTINGS, "chat_template.json"):
+        said = _read_json(run / name).get("chat_template")
+        if isinstance(said, list):
+            said = next((one.get("template") for one in said if one.get("name") == "default"), None)
+        if isinstance(said, str):
+            return said
+    return None
+
+
+def _labels(run: Path) -> tuple[str, ...]:
+    """Return what the classes are called: in the data that a run was trained on, or in the config it came with."""
+    classes = _read_json(run / DATA).get("classes")
+    if not classes:
+        named = _read_json(run / CONFIG).get("id2label") or {}
+        classes = [named[number] for number in sorted(named, key=int)]
+    return tuple(map(str, classes))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return a file's map; an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return dict(said)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: can't be read: {error}") from None

@@ -32,7 +32,10 @@ WITHOUT = {
     "plugins": {"yaml", "omegaconf", "onnxruntime", "typer", "rich"},
     "data": {"torch", "onnx", "onnxruntime"},
     "generation": {"torch", "onnx", "onnxruntime", "onnxscript"},
-    "deploy/arrays.py": {"torch", "onnxscript"},
+    **{
+        f"deploy/{name}.py": {"torch", "onnxscript", "onnx"}
+        for name in ("arrays", "chat", "runtime", "session", "words")
+    },
 }
 OUTSIDE = {"tests", "benchmarks", "examples", "docs", "build", "dist", "runs"}
 

@@ -50,6 +50,11 @@ class ClassifierHead(Head):
         self.norm = None if config.norm is None else config.norm.build(site)
         self.out = None if config.n_classes is None else Linear(site.d_model, config.n_classes, bias=config.bias)
 
+    @property
+    def pools(self) -> bool:
+        """Say that it gives vectors where it has no classes to score."""
+        return self.out is None
+
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits (B, n_classes) for hidden (B, T, C), mask (B, T); a row without real tokens pools to 0."""
         return self._scores(pooled(self.config.pool, hidden, mask))

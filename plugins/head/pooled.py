@@ -36,6 +36,11 @@ class PooledHead(Head):
     def __init__(self, config: Config, site: Site, embedding: Embedding) -> None:
         super().__init__(config, site, embedding)
 
+    @property
+    def pools(self) -> bool:
+        """Say that it gives vectors."""
+        return True
+
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return vectors (B, C) for hidden (B, T, C), mask (B, T); a row without real tokens pools to 0."""
         vector = pooled(self.config.pool, hidden, mask)

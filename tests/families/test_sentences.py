@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 from tokenizers import Tokenizer
 
 import transom
-from transom.deploy.arrays import ArrayRuntime
 from transom.errors import CheckpointError
 
 SENTENCES = [
@@ -58,10 +58,17 @@ def test_its_sentences_have_the_pipeline_s_vectors_here_and_as_a_graph(
     assert np.abs(found.numpy() - pipeline).max() < 1e-5
     report = transom.export(run, tmp_path / "out")
     assert max(row.error for row in report.rows) < 1e-5
-    runtime = ArrayRuntime(tmp_path / "out")
-    types = np.zeros(ids.shape, dtype=np.int64)
-    graph = runtime.classify(input_ids=ids.numpy(), token_type_ids=types, attention_mask=mask.numpy())
-    assert np.abs(graph - pipeline).max() < 1e-5
+    runtime = transom.Runtime(tmp_path / "out")
+    for rows in (32, 2):
+        assert np.abs(runtime.encode(SENTENCES, rows=rows) - pipeline).max() < 1e-5
+    words, peer = runtime.words, Tokenizer.from_file(str(run / "tokenizer.json"))
+    assert words is not None
+    peer.no_padding()
+    pair = peer.encode(SENTENCES[0], SENTENCES[1])
+    assert (pair.ids, pair.type_ids) == astuple(words.whole([(SENTENCES[0], SENTENCES[1])])[0])
+    peer.enable_truncation(20)
+    cut = peer.encode(SENTENCES[3])
+    assert (cut.ids, cut.type_ids) == astuple(words.whole([SENTENCES[3]], 20)[0])
 
 
 def test_it_goes_back_with_what_the_pipeline_reads(tmp_path: Path) -> None:
