@@ -142,7 +142,7 @@ def export(
     """Write a run's model as ONNX, its state included, or as a Hugging Face checkpoint.
 
     The folder of a graph also gets a report on where the graph agrees with PyTorch. KEY=VALUE changes what the spec
-    says of `export`, as in export.logits=all.
+    says of `export`, as in export.logits=all, export.precision=fp16 or export.quantize=int4.
     """
     if to == "hf":
         if overrides:
@@ -153,8 +153,10 @@ def export(
         return
     from ..deploy import export as export_run
     from ..deploy import export_settings
+    from ..training import Samples
 
-    print(export_run(run, out, settings=export_settings(run, overrides) if overrides else None))
+    settings = export_settings(run, overrides) if overrides else None
+    print(export_run(run, out, settings=settings, samples=Samples(run)))
     print(out)
 
 

@@ -33,10 +33,10 @@ def grouped_query_attention(
     last = context.once("last slot", lambda: (seen + (length - 1)).to(torch.int32))
     total = context.once("slots in use", lambda: last.amax(0, keepdim=True) + 1)
     if bias is not None:
-        bias = _first(bias, total)
+        bias = _first(bias.to(q.dtype), total)
     size = (q.shape[0], length, q.shape[2] * q.shape[3])
     heads = [part.flatten(2) for part in projected.parts]
-    table = [None, None] if turns is None else [turns.cos, turns.sin]
+    table = [None, None] if turns is None else [turns.cos.to(q.dtype), turns.sin.to(q.dtype)]
     inputs = [*heads, *[None] * (3 - len(heads)), state["k"], state["v"], last, total, *table, None, bias]
     while inputs[-1] is None:
         inputs.pop()

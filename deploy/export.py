@@ -19,10 +19,13 @@ from ..errors import ExportError, InputError
 from ..registry.settings import ExportSettings
 from ..registry.spec import load_spec
 from ..registry.weights import SPEC
+from .fidelity import Exported, Samples
 from .graph import state_facts, write_graph
 from .lowering import lowered
 from .manifest import MANIFEST, GraphFacts, Manifest, sha256
 from .parity import Report, Row, compare
+from .precision import check_kernels
+from .reduced import exact_aside, label, reduce
 from .source import Source, read_source
 
 
@@ -31,13 +34,14 @@ def export(
     out: str | os.PathLike[str],
     *,
     settings: ExportSettings | None = None,
+    samples: Samples | None = None,
 ) -> Report:
     """Export a composed model, or the folder of a run, to the folder `out`, and return where it agrees with PyTorch.
 
     The folder gets a `NAME.onnx` for each graph that the model declares (with `NAME.onnx.data` above 100 MB of
     weights), `transom.json`, and the run's tokenizer where it has one, with its chat template. It is written beside its
     place and renamed, so that it is whole or not there; an earlier export in its place is replaced. `settings` are the
-    spec's unless given.
+    spec's unless given. `samples`: of the run's data (`training.Samples`), for the loss of a smaller graph.
 
     Raises:
         ExportError: `out` holds something else, a part can't be exported, or a graph disagrees with PyTorch.
@@ -47,11 +51,12 @@ def export(
     _check_place(out)
     source = read_source(model_or_run)
     settings = settings or (source.model.spec.export if source.model.spec else ExportSettings())
+    check_kernels(settings.precision)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         folder.chmod(0o755)
-        report = _write(source, folder, settings)
+        report = _write(source, folder, settings, samples)
         _move(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -73,7 +78,7 @@ def export_settings(run: str | os.PathLike[str], changes: Sequence[str]) -> Expo
     return load_spec(Path(run, SPEC), changes).export
 
 
-def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
+def _write(source: Source, folder: Path, settings: ExportSettings, samples: Samples | None) -> Report:
     model, last = source.model, settings.logits == "last"
     declared = model.graphs(last=last)
     state = {name: facts for graph in declared.values() for name, facts in state_facts(graph).items()}
@@ -81,16 +86,20 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
         graphs = {name: write_graph(model, name, graph, folder, settings) for name, graph in declared.items()}
     stacks = [stack for stack in model.modules() if isinstance(stack, Stack)]
     max_seq_len = min(stack.site.max_seq_len for stack in stacks)
-    report = compare(declared, folder, graphs, state, max_seq_len)
-    if report.failed:
-        raise ExportError(f"the exported graph disagrees with PyTorch, and was not kept:\n{report}")
+    report = _agreeing(compare(declared, folder, graphs, state, max_seq_len))
+    if label(settings) != "fp32":
+        with exact_aside(Exported(folder, graphs, state)) as exact:
+            reduced = reduce(model, settings, exact, folder, max_seq_len, samples)
+        graphs, state = dict(reduced.exported.graphs), dict(reduced.exported.state)
+        layers = reduced.layers or layers
+        report = _agreeing(report + reduced.report)
     source.copy_text(folder)
     Manifest(
         max_seq_len=max_seq_len,
         edges=tuple(sorted({edge for stack in stacks for edge in stack.edges})),
         vocab_size=source.vocab_size(_ids(graphs)),
         opset=settings.opset,
-        precision=settings.precision,
+        precision=label(settings),
         graphs=graphs,
         layers=layers,
         state=state,
@@ -101,9 +110,17 @@ def _write(source: Source, folder: Path, settings: ExportSettings) -> Report:
         labels=source.labels(_classes(graphs, model.pools)),
         versions=_versions(),
         parity=tuple(_plain(row) for row in report.rows),
+        figures=tuple(asdict(figures) for figures in report.figures),
         spec=model.spec.resolved if model.spec else None,
         files={path.name: sha256(path) for path in sorted(folder.iterdir())},
     ).write(folder)
+    return report
+
+
+def _agreeing(report: Report) -> Report:
+    """Return a report whose rows all pass."""
+    if report.failed:
+        raise ExportError(f"the exported graph disagrees with PyTorch, and was not kept:\n{report}")
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import re
 import warnings
@@ -34,39 +35,53 @@ ROWS_ALONE = {("com.microsoft", "GroupQueryAttention")}
 op: Any = opset18  # of typed tensors; the translator passes its own
 
 
-def write_graph(model: Topology, name: str, graph: Graph, folder: Path, settings: ExportSettings) -> GraphFacts:
-    """Write `NAME.onnx`, weights included, and return what it takes and gives. The model is fp32, on CPU, in eval mode.
+def write_graph(
+    model: Topology,
+    name: str,
+    graph: Graph,
+    folder: Path,
+    settings: ExportSettings,
+    dtype: torch.dtype = torch.float32,
+) -> GraphFacts:
+    """Write `NAME.onnx`, weights included, and return what it takes and gives. The model is on CPU, in eval mode.
+
+    `dtype`: the model's. What the graph takes and gives besides its state is fp32 in any case.
 
     Raises:
         ExportError: torch can't translate the model, or a dimension that is declared to vary came out fixed.
     """
-    states = state_facts(graph)
+    states = state_facts(graph, dtype)
     inputs = {n: TensorFacts(put.dims, DTYPES[put.dtype], put.high, put.optional) for n, put in graph.inputs.items()}
     takes = {states[n].input: TensorFacts(states[n].dims, states[n].dtype) for n in graph.takes}
     outputs = {**graph.outputs, **{states[n].output: _grown(states[n]) for n in graph.gives}}
-    translated = _translate(_Function(model, graph), {**inputs, **takes}, list(outputs), name, settings.opset)
+    translated = _translate(_Function(model, graph, dtype), {**inputs, **takes}, list(outputs), name, settings.opset)
     dims = {n: facts.dims for n, facts in {**inputs, **takes}.items()}
     _name_dims(translated.model.graph, name, {**dims, **outputs})
     tidied(translated.model, settings.target)
     _store_once(translated.model.graph)
     _tidy(translated.model)
-    weight = sum(p.numel() * p.element_size() for p in model.parameters())
-    translated.save(folder / f"{name}.onnx", external_data=weight > EXTERNAL)
+    save(translated.model, folder / f"{name}.onnx")
     found = {value.name: value for value in translated.model.graph.outputs}
     gives = {n: TensorFacts(_dims(found[n]), _dtype(found[n])) for n in graph.outputs}
     alone = any((node.domain, node.op_type) in ROWS_ALONE for node in translated.model.graph)
     return GraphFacts(f"{name}.onnx", inputs, gives, tuple(graph.takes), tuple(graph.gives), alone)
 
 
-def state_facts(graph: Graph) -> dict[str, StateFacts]:
-    """Return how the state of a graph appears in it: `past.NAME` goes in, `present.NAME` comes out."""
+def save(model: ir.Model, path: Path) -> None:
+    """Write a graph, with its weights in a file beside it, `NAME.onnx.data`, where they are many."""
+    weight = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if weight > EXTERNAL else None)
+
+
+def state_facts(graph: Graph, dtype: torch.dtype = torch.float32) -> dict[str, StateFacts]:
+    """Return how the state of a graph of a dtype appears in it: `past.NAME` goes in, `present.NAME` comes out."""
     declared: dict[str, Remembered] = {**graph.takes, **graph.gives}
     return {
         name: StateFacts(
             input=f"past.{name}",
             output=f"present.{name}",
             dims=rule.dims,
-            dtype=str(rule.torch_dtype(torch.float32)).removeprefix("torch."),
+            dtype=str(rule.torch_dtype(dtype)).removeprefix("torch."),
             grows="slots" if rule.grows == "append" and graph.slots else rule.grows,
             fill=rule.fill,
         )
@@ -77,17 +92,19 @@ def state_facts(graph: Graph) -> dict[str, StateFacts]:
 class _Function(nn.Module):
     """Be a graph's function over positional tensors: its inputs, then the state that it takes."""
 
-    def __init__(self, model: Topology, graph: Graph) -> None:
+    def __init__(self, model: Topology, graph: Graph, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
         self.graph = graph
+        self.dtype = dtype
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         graph, count = self.graph, len(self.graph.inputs)
+        given = [tensor.to(self.dtype) if tensor.is_floating_point() else tensor for tensor in tensors[:count]]
         outputs, state = graph.run(
-            dict(zip(graph.inputs, tensors[:count], strict=True)), dict(zip(graph.takes, tensors[count:], strict=True))
+            dict(zip(graph.inputs, given, strict=True)), dict(zip(graph.takes, tensors[count:], strict=True))
         )
-        return (*(outputs[name] for name in graph.outputs), *(state[name] for name in graph.gives))
+        return (*(outputs[name].float() for name in graph.outputs), *(state[name] for name in graph.gives))
 
 
 def _translate(
@@ -209,11 +226,24 @@ def _tidy(model: ir.Model) -> None:
     model.ir_version = min(model.ir_version, IR_VERSION)
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
-    for node in model.graph:
+    taken: dict[str, int] = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        node.name = _node_name(node, taken)
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
+
+
+def _node_name(node: ir.Node, taken: dict[str, int]) -> str:
+    """Name a node after the module that it is of and what it does, so that it can be told from others."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    # The last one is the node's own; the first are the function's, and its `model`'s.
+    modules = [scope for scope in scopes[:-1] if scope.startswith("model.")]
+    module = modules[-1].removeprefix("model.") if modules else ""
+    name = f"{module}/{node.op_type}"
+    taken[name] = taken.get(name, 0) + 1
+    return name if taken[name] == 1 else f"{name}_{taken[name]}"
 
 
 @contextmanager

@@ -82,7 +82,8 @@ class Manifest:
     `pools`: the outputs that are one vector a sequence. `labels`: what the classes are called that a head scores.
     `generates`: whether what takes a state gives the logits of next tokens; if not, it reads a text in segments.
     `layers`: by module, what a component's part of the graphs was made from: its lowering, or its `forward`.
-    `parity`: the rows of the report. `spec`: the complete spec, None for a model that was built without one.
+    `parity`: the rows of the report. `figures`: what graphs of a lower precision differ by from the exact ones. `spec`:
+    the complete spec, None for a model that was built without one.
     `files`: sha256 of every other file.
     """
 
@@ -98,6 +99,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
     parity: tuple[Mapping[str, Any], ...] = ()
+    figures: tuple[Mapping[str, Any], ...] = ()
     spec: Mapping[str, Any] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     edges: tuple[int, ...] = ()

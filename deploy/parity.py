@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from ..core.state import PAST
 from ..core.topology import Graph
+from .fidelity import Figures
 from .manifest import TOTAL, GraphFacts, StateFacts, is_mask
 from .session import Session, empty_state, providers
 
-ALLOWED = {"fp32": 1e-4}
-"""The largest error, relative to a tensor's largest magnitude, by precision."""
+ALLOWED = 1e-4
+"""The largest error of a graph in fp32, relative to a tensor's largest magnitude."""
 STEPS = 32
 FEW_STEPS = 5
 SHAPES = ((1, 5), (2, 19), (3, 83))
@@ -61,9 +62,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Say where an exported folder agrees with PyTorch."""
+    """Say where exported graphs agree with PyTorch, and by how much smaller ones differ from the exact ones."""
 
     rows: tuple[Row, ...]
+    figures: tuple[Figures, ...] = ()
+
+    def __add__(self, other: Report) -> Report:
+        return Report(self.rows + other.rows, self.figures + other.figures)
 
     @property
     def failed(self) -> tuple[Row, ...]:
@@ -72,11 +77,12 @@ class Report:
 
     def __str__(self) -> str:
         width = max(len(row.case) for row in self.rows)
-        return "\n".join(
+        rows = (
             f"{row.case:{width}}  {row.precision}  {row.provider}  error {row.error:.1e} ({row.worst}), allowed "
             f"{row.allowed:.0e}" + ("" if row.agreement is None else f", same token {row.agreement:.1%}")
             for row in self.rows
         )
+        return "\n".join([*rows, *map(str, self.figures)])
 
 
 def compare(
@@ -85,8 +91,16 @@ def compare(
     graphs: Mapping[str, GraphFacts],
     state: Mapping[str, StateFacts],
     max_seq_len: int,
+    *,
+    precision: str = "fp32",
+    allowed: float = ALLOWED,
 ) -> Report:
-    """Run every case in PyTorch and on every provider of this machine. The model is fp32, on CPU, in eval mode."""
+    """Run every case in PyTorch and on every provider of this machine. The model is fp32, on CPU, in eval mode.
+
+    `precision`: what the graphs are of; what they give in half precision is compared as the numbers that it stands for.
+    `allowed`: the largest error that passes.
+    """
+    exact = {n: rule.torch_dtype(torch.float32) for graph in functions.values() for n, rule in graph.takes.items()}
     rows = []
     for provider in providers():
         sessions = {name: Session(folder, facts, state, provider) for name, facts in graphs.items()}
@@ -95,7 +109,7 @@ def compare(
             room = sum(_columns(inputs) for name, inputs in calls if graphs[name].steps)
             in_runtime, masks = empty_state(state, batch, room), dict[str, NDArray[Any]]()
             # Copies: a value made from an array is a view of it, and frees it.
-            in_torch = {name: torch.from_numpy(value.numpy().copy()) for name, value in in_runtime.items()}
+            in_torch = {n: torch.from_numpy(v.numpy().copy()).to(exact[n]) for n, v in in_runtime.items() if n in exact}
             for name, new in calls:
                 inputs = new | {
                     n: _lengthened(masks, n, mask) for n, mask in new.items() if _covers_all(graphs[name], n)
@@ -106,12 +120,10 @@ def compare(
                 in_runtime |= values
                 tally.add(wanted, found, new)
                 seen = _seen(graphs[name], inputs, kept)
-                tally.add(
-                    {n: _filled(t.numpy(), state[n], seen) for n, t in kept.items()},
-                    {n: _filled(v.numpy(), state[n], seen) for n, v in values.items()},
-                    {},
-                )
-            rows.append(Row(case, provider, "fp32", ALLOWED["fp32"], tally.errors, tally.agreement))
+                there = {n: _filled(t.numpy(), state[n], seen) for n, t in kept.items()}
+                here = {n: _filled(_as_wide(v.numpy(), there[n]), state[n], seen) for n, v in values.items()}
+                tally.add(there, here, {})
+            rows.append(Row(case, provider, precision, allowed, tally.errors, tally.agreement))
     return Report(tuple(rows))
 
 
@@ -178,6 +190,11 @@ class _Tally:
                 same = want.argmax(-1) == found[name].argmax(-1)
                 self._same += int(same[real].sum())
                 self._tokens += int(real.sum())
+
+
+def _as_wide(found: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
+    """Return numbers of half precision in the one that they are compared in."""
+    return found.astype(wanted.dtype) if found.dtype == np.float16 and wanted.dtype.kind == "f" else found
 
 
 def relative_error(found: NDArray[Any], wanted: NDArray[Any]) -> float:

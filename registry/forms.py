@@ -62,6 +62,10 @@ class Form(ABC):
         """Return a typed value as plain data that binds to the same again."""
         return value
 
+    def holds(self, value: Any) -> bool:
+        """Say whether a typed value, not None, may be of this form where there are several."""
+        return True
+
     @abstractmethod
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         """Return the JSON Schema of what may be written."""
@@ -139,6 +143,9 @@ class Choice(Form):
         hint = near if "did you mean" in near else ""
         return reading.note(node.mark, f"should be {self.wanted}, not {described(node)}{hint}")
 
+    def holds(self, value: Any) -> bool:
+        return value in self.choices
+
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         return {"enum": list(self.choices)}
 
@@ -150,6 +157,9 @@ class Null(Form):
 
     def _bind(self, node: Node, reading: Reading) -> Any:
         return None if node.value is None else self.refuse(node, reading)
+
+    def holds(self, value: Any) -> bool:
+        return False
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         return {"type": "null"}
@@ -197,7 +207,7 @@ class OneOf(Form):
     def dump(self, value: Any, registry: Registry) -> Any:
         if value is None:
             return None
-        return next(form for form in self.forms if not isinstance(form, Null)).dump(value, registry)
+        return next(form for form in self.forms if form.holds(value)).dump(value, registry)
 
     def schema(self, schemas: Schemas) -> dict[str, Any]:
         return {"anyOf": [form.schema(schemas) for form in self.forms]}

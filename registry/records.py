@@ -68,6 +68,9 @@ class Record(Form):
     def merge(self, base: Node, over: Node, reading: Reading) -> Node:
         return merge_maps(base, over, reading, self.forms.get)
 
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, self.cls)
+
     def dump(self, value: Any, registry: Registry) -> Any:
         return {name: form.dump(getattr(value, name), registry) for name, form in self.forms.items()}
 

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+Method = Literal["int8", "int8_weights", "int4"]
+METHODS: Mapping[Method, Mapping[str, int | bool]] = {
+    "int8": {},
+    "int8_weights": {"block_size": 32, "accuracy_level": 4, "symmetric": False},
+    "int4": {"block_size": 32, "accuracy_level": 4, "symmetric": False},
+}
+"""How weights can be quantized: method -> the options that it takes besides `leave_out`, with what they are unless set.
+
+`int8`: 8-bit weights, a scale for each column, times activations that are rounded to 8 bits as they come.
+`int8_weights`, `int4`: 8-bit and 4-bit weights with a scale for each block of a column, rounded so that each block's
+squared error is least.
+"""
+BLOCKS = (16, 32, 64, 128, 256)
+LEVELS = (0, 1, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +80,63 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizeSettings:
+    """Say how the weights of an exported graph are quantized.
+
+    `method`: `int8`, 8-bit weights and activations; `int8_weights` and `int4`, weights alone, in blocks. `block_size`:
+    how many weights share a scale. `accuracy_level`: how the products are computed, 4 with activations of 8 bits a
+    block, 1 in fp32, 0 as the runtime likes; on a CPU only 4 is fast. `symmetric`: whether blocks go without a zero
+    point. `leave_out`: glob patterns of modules that stay as they are. Null is the method's own.
+    """
+
+    method: Method
+    block_size: int | None = None
+    accuracy_level: int | None = None
+    symmetric: bool | None = None
+    leave_out: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        takes = METHODS[self.method]
+        for name in ("block_size", "accuracy_level", "symmetric"):
+            given = getattr(self, name)
+            _require(given is None or name in takes, name, f"left out: {self.method} takes none", given)
+            object.__setattr__(self, name, takes.get(name) if given is None else given)
+        _require(self.block_size in (None, *BLOCKS), "block_size", _one_of(BLOCKS), self.block_size)
+        _require(self.accuracy_level in (None, *LEVELS), "accuracy_level", _one_of(LEVELS), self.accuracy_level)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportSettings:
     """Say what a model is exported to.
 
     `target`: `onnx` for standard operators alone, `ort` where ONNX Runtime's own may stand for a part that offers them.
-    `opset`: of the ONNX standard. `precision`: of the weights. `quantize`: how weights are quantized. `logits`: those
-    that a graph gives which takes steps, of each row's last token alone or of all.
+    `opset`: of the ONNX standard. `precision`: of weights and activations. `quantize`: how weights are quantized: a
+    method, or a map with its options. `logits`: those that a graph gives which takes steps, of each row's last token
+    alone or of all.
     """
 
     target: Literal["ort", "onnx"] = "ort"
     opset: int = 24
-    precision: Literal["fp32"] = "fp32"
-    quantize: Literal["none"] = "none"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    quantize: Literal["none", "int8", "int8_weights", "int4"] | QuantizeSettings = "none"
     logits: Literal["last", "all"] = "last"
 
     def __post_init__(self) -> None:
         _require(23 <= self.opset <= 24, "opset", "23 or 24", self.opset)
+        if isinstance(self.quantize, str) and self.quantize != "none":
+            object.__setattr__(self, "quantize", QuantizeSettings(method=self.quantize))
+        if self.quantization is not None:
+            allowed = "none where target is onnx, because the operators are ONNX Runtime's own"
+            _require(self.target == "ort", "quantize", allowed, self.quantization.method)
+
+    @property
+    def quantization(self) -> QuantizeSettings | None:
+        """Return how weights are quantized; None where they are not."""
+        return self.quantize if isinstance(self.quantize, QuantizeSettings) else None
+
+
+def _one_of(values: tuple[int, ...]) -> str:
+    return f"one of {', '.join(map(str, values))}"
 
 
 def _require(holds: bool, field: str, allowed: str, given: object) -> None:

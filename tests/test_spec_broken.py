@@ -220,7 +220,11 @@ BY_HAND = [
     ),
     ("train: {", "train: [{", "23:1: not valid YAML"),
     ("opset: 24", "opset: 22", "23:17: export.opset: must be 23 or 24, not 22"),
-    ("opset: 24", "quantize: int8", "23:20: export.quantize: should be none, not the text 'int8'"),
+    (
+        "opset: 24",
+        "quantize: int3",
+        "23:20: export.quantize: should be none, int8, int8_weights, int4 or gptq or a map, not the text 'int3'",
+    ),
     ("opset: 24", "opset: 24}}", "23:20: not valid YAML"),
     ("name: good", "name: 010", "1:7: name: 010 without quotes is 8 to some YAML readers: write the"),
     ("name: good", "name: 3", "1:7: name: should be a text, not the whole number 3: write '3' in"),

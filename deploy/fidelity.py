@@ -1,0 +1,291 @@
+"""What a smaller graph costs in truth: its logits against the exact graph's, on held-out text where there is some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.head import Head
+from ..core.objective import Objective, Prepared
+from ..errors import DataError, TransomError
+from .manifest import TOTAL, GraphFacts, StateFacts, is_mask
+from .session import Session, empty_state, providers
+
+TOKENS = 2048
+"""Held-out tokens that are read, in whole rows and at least one."""
+DRAWN = (8, 48)
+"""Rows and tokens that are drawn where there is no data."""
+Arrays = dict[str, NDArray[Any]]
+
+
+class Samples(Protocol):
+    """Give rows of a run's data as its objective prepares them."""
+
+    @property
+    def objective(self) -> Objective:
+        """Say what the model was asked for; raise DataError where the data can't be read."""
+        ...
+
+    def held_out(self, tokens: int) -> Prepared:
+        """Return the first held-out rows of so many tokens together, and at least one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Hold the graphs of a folder, and their state."""
+
+    folder: Path
+    graphs: Mapping[str, GraphFacts]
+    state: Mapping[str, StateFacts]
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the graphs with their weights."""
+        files = [self.folder / facts.file for facts in self.graphs.values()]
+        there = [file for path in files for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
+        return sum(file.stat().st_size for file in there)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Hold what a graph of lower precision differs by from the exact one, on one provider.
+
+    `read`: what both read. `bytes`, `exact_bytes`: of graphs and weights. `error`: the largest difference of any logit
+    relative to the largest magnitude. `rms`: the root of the mean squared difference relative to that of the logits.
+    `same`: the share of tokens whose largest logit is the same one. `ambiguous`: the share of those where it is not,
+    but the exact graph has the two less than the root mean squared difference apart: a near tie. `kl`: from the exact
+    distribution to this one, nats a token. `loss`, `exact_loss`: on held-out data, nats a target. `unknown`: why a loss
+    is not known. Figures are None where there are no logits. `quantized`: modules whose matrices are codes.
+    """
+
+    precision: str
+    provider: str
+    read: str
+    bytes: int
+    exact_bytes: int
+    error: float
+    rms: float
+    same: float | None = None
+    ambiguous: float | None = None
+    kl: float | None = None
+    loss: float | None = None
+    exact_loss: float | None = None
+    unknown: str = ""
+    quantized: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        def share(part: float | None) -> str:
+            return f"{part or 0:.1%}"
+
+        lines = [
+            f"{self.precision}: {_megabytes(self.bytes)} of {_megabytes(self.exact_bytes)}; {self.provider}, on "
+            f"{self.read}: error {self.error:.1e}, RMS {self.rms:.1e}"
+        ]
+        if self.same is not None and self.ambiguous is not None:
+            other = 1 - self.same - self.ambiguous
+            lines.append(
+                f"same token {share(self.same)}, another in a near tie {share(self.ambiguous)}, another "
+                f"{share(other)}; KL {self.kl:.2e} nats"
+            )
+        known = self.loss is not None
+        loss = f"{self.exact_loss:.4f} -> {self.loss:.4f} nats" if known else f"not known: {self.unknown}"
+        return "\n  ".join([*lines, f"held-out loss {loss}"])
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def figures(precision: str, exact: Exported, other: Exported, samples: Samples | None) -> Figures:
+    """Read the same rows with the exact graphs and with others of the same model, and compare what they give."""
+    provider, unknown = providers()[0], "no data"
+    prepared: Prepared | None = None
+    if samples is not None:
+        try:
+            prepared = samples.held_out(TOKENS)
+        except DataError as error:
+            unknown = str(error)
+    inputs = _drawn(exact.graphs) if prepared is None else {n: t.numpy() for n, t in prepared.inputs.items()}
+    if prepared is not None and (lost := _lacking(exact.graphs, inputs)):
+        prepared, unknown, inputs = None, f"the data gives no {lost}", _drawn(exact.graphs)
+    wanted, found = (_read(each, provider, inputs) for each in (exact, other))
+    rows = next(iter(inputs.values()))
+    what = "drawn inputs" if prepared is None else "held-out data"
+    losses: tuple[float | None, float | None] = (None, None)
+    if prepared is not None and samples is not None:
+        losses, unknown = _losses(samples.objective, prepared, wanted, found)
+    return Figures(
+        precision=precision,
+        provider=provider,
+        read=f"{len(rows)} rows of {what}",
+        bytes=other.bytes,
+        exact_bytes=exact.bytes,
+        **_differences(wanted, found, inputs),
+        exact_loss=losses[0],
+        loss=losses[1],
+        unknown=unknown,
+    )
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read(exported: Exported, provider: str, inputs: Arrays) -> Arrays:
+    """Return what all graphs give for whole rows; one that gives the last token's logits alone reads token by token."""
+    rows = len(next(iter(inputs.values())))
+    columns = max(_columns(facts, inputs) for facts in exported.graphs.values())
+    state = empty_state(exported.state, rows, columns)
+    given: Arrays = {}
+    for facts in exported.graphs.values():
+        session = Session(exported.folder, facts, exported.state, provider)
+        last = any(tensor.dims[1:2] == (1,) for name, tensor in facts.outputs.items() if name.startswith("logits"))
+        length = _columns(facts, inputs)
+        size = 1 if facts.steps and last else length
+        pieces = []
+        for start in range(0, length, size):
+            outputs, after = session.run(
+                _cut(facts, inputs, slice(start, start + size)), {name: state[name] for name in facts.takes}
+            )
+            state |= after
+            pieces.append(outputs)
+        for name in facts.outputs:
+            each = [piece[name] for piece in pieces]
+            given[name] = np.concatenate(each, axis=1) if len(each) > 1 else each[0]
+    return given
+
+
+def _columns(facts: GraphFacts, inputs: Arrays) -> int:
+    """Return how many tokens a graph reads."""
+    own = [n for n, tensor in facts.inputs.items() if "sequence" in tensor.dims or TOTAL in tensor.dims]
+    names = own or list(facts.inputs)
+    return max(int(inputs[n].shape[1]) for n in names if n in inputs)
+
+
+def _cut(facts: GraphFacts, inputs: Arrays, part: slice) -> Arrays:
+    """Return a graph's inputs for some of the columns; a mask that is left out is all ones, what is optional zeros."""
+    found: Arrays = {}
+    for name, tensor in facts.inputs.items():
+        array = inputs.get(name)
+        if array is None:
+            array = np.full_like(inputs[_ids(name)], 1 if is_mask(name) else 0)
+        if TOTAL in tensor.dims:
+            array = array[:, : part.stop]
+        elif "sequence" in tensor.dims:
+            array = array[:, part]
+        found[name] = array.astype(tensor.dtype)
+    return found
+
+
+def _ids(name: str) -> str:
+    """Return the name of the ids that a mask, or an input that may be left out, is beside."""
+    return name.replace("attention_mask", "input_ids") if is_mask(name) else "input_ids"
+
+
+def _lacking(graphs: Mapping[str, GraphFacts], inputs: Arrays) -> str:
+    """Name the input of a graph that is not there; nothing where all are."""
+    for facts in graphs.values():
+        for name, tensor in facts.inputs.items():
+            known = (is_mask(name) or tensor.optional) and _ids(name) in inputs
+            if name not in inputs and not known:
+                return name
+    return ""
+
+
+def _drawn(graphs: Mapping[str, GraphFacts]) -> Arrays:
+    """Draw inputs for all graphs."""
+    random = np.random.default_rng(0)
+    inputs: Arrays = {}
+    for facts in graphs.values():
+        for name, tensor in facts.inputs.items():
+            sizes = {"batch": DRAWN[0]}
+            shape = [sizes.get(dim, DRAWN[1]) if isinstance(dim, str) else dim for dim in tensor.dims]
+            if is_mask(name):
+                array: NDArray[Any] = np.ones(shape, dtype=tensor.dtype)
+            elif tensor.dtype == "int64":
+                array = random.integers(tensor.high, size=shape, dtype=np.int64)
+            else:
+                array = random.standard_normal(shape, dtype=np.float32)
+            inputs.setdefault(name, array)
+    return inputs
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+def _differences(wanted: Arrays, found: Arrays, inputs: Arrays) -> dict[str, Any]:
+    """Compare the logits of real tokens; hidden states where there are no logits."""
+    names = [name for name in wanted if name.startswith("logits")]
+    pairs = [_real(wanted[name], found[name], inputs) for name in names or wanted]
+    apart = [other.astype(np.float64) - exact for exact, other in pairs]
+    squares = sum(float(np.square(each).sum()) for each in apart)
+    power = sum(float(np.square(exact.astype(np.float64)).sum()) for exact, _ in pairs)
+    largest = max(float(np.abs(exact).max(initial=0)) for exact, _ in pairs)
+    measured: dict[str, Any] = {
+        "error": max(float(np.abs(each).max(initial=0)) for each in apart) / (largest or 1.0),
+        "rms": (squares / (power or 1.0)) ** 0.5,
+    }
+    if names:
+        measured |= choices(*pairs[0], noise=float(np.sqrt(np.square(apart[0]).mean())))
+    return measured
+
+
+def _real(exact: NDArray[Any], other: NDArray[Any], inputs: Arrays) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return what belongs to real tokens, (tokens, width), of two tensors (B, T, width) or (B, width)."""
+    masks = (m.astype(bool) for n, m in inputs.items() if is_mask(n) and m.shape == exact.shape[:-1])
+    mask: NDArray[np.bool_] = next(masks, np.ones(exact.shape[:-1], dtype=bool))
+    return exact[mask], other[mask]
+
+
+def choices(exact: NDArray[Any], other: NDArray[Any], noise: float) -> dict[str, float]:
+    """Compare choices and distributions, (tokens, V); a choice is a near tie where it is apart by less than `noise`."""
+    rows = np.arange(len(exact))
+    chosen, instead = exact.argmax(-1), other.argmax(-1)
+    differs = chosen != instead
+    margin = exact[rows, chosen] - exact[rows, instead]
+    log_p, log_q = (torch.log_softmax(torch.from_numpy(each).double(), -1) for each in (exact, other))
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    return {
+        "same": float(1 - differs.mean()),
+        "ambiguous": float((differs & (margin < noise)).mean()),
+        "kl": max(0.0, float(kl)),
+    }
+
+
+def _losses(
+    objective: Objective, prepared: Prepared, wanted: Arrays, found: Arrays
+) -> tuple[tuple[float | None, float | None], str]:
+    """Return the objective's mean loss of both, or why it can't be told from the logits of a graph."""
+    if objective.heads(objective.config):
+        return (None, None), f"{objective.name} asks several heads"
+    if "logits" not in wanted:
+        return (None, None), "the graph gives no logits"
+    try:
+        return (_loss(objective, prepared, wanted["logits"]), _loss(objective, prepared, found["logits"])), ""
+    except (TransomError, RuntimeError, IndexError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        return (None, None), f"{objective.name} can't be computed from a graph's logits: {first}"
+
+
+def _loss(objective: Objective, prepared: Prepared, logits: NDArray[Any]) -> float:
+    """Return the mean loss of logits, which stand for hidden states that a head reads as they are."""
+    head = cast(Head, _AsTheyAre())
+    loss = objective.loss(torch.from_numpy(logits).float(), head, prepared)
+    return float(loss.total / loss.count.clamp(min=1))
+
+
+class _AsTheyAre:
+    """Be a head for hidden states that are logits already."""
+
+    def __call__(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        return hidden
+
+    def projection(self) -> None:
+        """Say that there is nothing to apply in chunks."""

@@ -1,0 +1,94 @@
+"""Make an exported folder smaller, in precision and by quantizing, and measure what that costs in truth."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..core.topology import Topology
+from ..registry.settings import ExportSettings
+from . import precision as precisions
+from .fidelity import Exported, Samples, figures
+from .graph import state_facts, write_graph
+from .lowering import lowered
+from .manifest import StateFacts
+from .parity import Report, compare
+from .quantize import METHODS, nearest_codes, quantize
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Hold what replaced the exact graphs, and the rows and figures that tell of it."""
+
+    exported: Exported
+    report: Report
+    layers: dict[str, str]
+
+
+def label(settings: ExportSettings) -> str:
+    """Name what the weights are of: `fp32` for the exact graphs, `fp16`, `int4`, `fp16 int4`."""
+    method = settings.quantization.method if settings.quantization else ""
+    precision = "" if method and settings.precision == "fp32" else settings.precision
+    return f"{precision} {method}".strip()
+
+
+def reduce(
+    model: Topology,
+    settings: ExportSettings,
+    exact: Exported,
+    folder: Path,
+    max_seq_len: int,
+    samples: Samples | None,
+) -> Reduced:
+    """Write to `folder` the graphs of `exact` in the precision and with the codes that the settings ask for.
+
+    `model`: in fp32 on CPU, with whose functions the new graphs are compared as the exact ones were.
+
+    Raises:
+        ExportError: a pattern of what to leave out matches nothing.
+    """
+    name = label(settings)
+    made, layers = exact, dict[str, str]()
+    if settings.precision != "fp32":
+        place = folder if settings.quantization is None else exact.folder / settings.precision
+        place.mkdir(exist_ok=True)
+        made, layers = _written(model, settings, place)
+    quantized: list[str] = []
+    if settings.quantization is not None:
+        rounding = nearest_codes
+        for facts in exact.graphs.values():
+            quantized += quantize(made.folder / facts.file, folder / facts.file, settings.quantization, rounding)
+        made = replace(made, folder=folder)
+    allowed = precisions.ALLOWED.get(settings.precision, 0.0)
+    if settings.quantization is not None:
+        allowed = max(allowed, METHODS[settings.quantization.method].allowed)
+    functions = model.graphs(last=settings.logits == "last")
+    rows = compare(functions, made.folder, made.graphs, made.state, max_seq_len, precision=name, allowed=allowed).rows
+    measured = replace(figures(name, exact, made, samples), quantized=tuple(dict.fromkeys(quantized)))
+    return Reduced(made, Report(rows, (measured,)), layers)
+
+
+def _written(model: Topology, settings: ExportSettings, folder: Path) -> tuple[Exported, dict[str, str]]:
+    """Write the graphs of a model in the settings' precision; what it remembers follows its declarations."""
+    dtype = precisions.DTYPES[settings.precision]
+    lower = precisions.in_precision(model, settings.precision)
+    declared = lower.graphs(last=settings.logits == "last")
+    state: dict[str, StateFacts] = {}
+    for graph in declared.values():
+        state |= state_facts(graph, dtype)
+    with lowered(lower, settings.target) as layers:
+        graphs = {n: write_graph(lower, n, graph, folder, settings, dtype) for n, graph in declared.items()}
+    return Exported(folder, graphs, state), layers
+
+
+@contextmanager
+def exact_aside(exported: Exported) -> Iterator[Exported]:
+    """Keep the exact graphs in a place of their own for a while, so that others can take theirs."""
+    files = list(exported.folder.iterdir())
+    with tempfile.TemporaryDirectory(prefix=".exact.", dir=exported.folder) as place:
+        for path in files:
+            path.rename(Path(place, path.name))
+        yield replace(exported, folder=Path(place))
