@@ -8,6 +8,7 @@ Peers that are not installed (transformers, flash-linear-attention) are left out
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import sys
 import time
@@ -48,7 +49,7 @@ TUNED = 6
 """Settings that a kernel which tunes itself tries; flash-linear-attention's have up to 48."""
 PEAK = 989e12
 """What an H100's tensor cores are said to reach in bf16, in FLOP/s."""
-WORDS, WIDTH, DEPTH, HEADS, FEEDFORWARD, LENGTH, BATCH = 32768, 2048, 18, 16, 5632, 2048, 4
+WORDS, WIDTH, DEPTH, HEADS, FEEDFORWARD, LENGTH, BATCH = 32768, 2048, 18, 16, 5632, 2048, 8
 """The dense model of a billion parameters, and its batch."""
 
 
@@ -220,11 +221,9 @@ class Rows:
         return {"input_ids": self.rows}
 
 
-def trained(
-    model: torch.nn.Module, loss: Callable[[], Tensor], lr: float, betas: tuple[float, float]
-) -> Callable[[], None]:
+def trained(model: torch.nn.Module, loss: Callable[[], Tensor], spec: Any) -> Callable[[], None]:
     """Return a training step around a loss, as one writes it by hand: bf16, clipped, fused AdamW."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=betas, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.train.lr, betas=spec.train.betas, fused=True)
 
     def step() -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -236,6 +235,15 @@ def trained(
         value.item()
 
     return step
+
+
+def by_hand(model: torch.nn.Module, ids: Tensor) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
+    """Return the hand-written model with the weights of a composed one, and its loss, compiled whole."""
+    with CUDA:
+        hand = Decoder(WORDS, WIDTH, DEPTH, HEADS, HEADS, FEEDFORWARD, LENGTH)
+    copy_weights(hand, model)
+    loss = torch.compile(hand.loss)
+    return hand, lambda: loss(ids[:, :-1], ids[:, 1:])
 
 
 def llama(ids: Tensor) -> tuple[torch.nn.Module, Callable[[], Tensor]] | None:
@@ -270,9 +278,6 @@ def measure_dense(table: Table, rate: float) -> None:
         model = compose(spec).to(CUDA)
     rows = np.random.default_rng(0).integers(WORDS, size=(BATCH, LENGTH + 1))
     ids = torch.from_numpy(rows).to(CUDA)
-    with CUDA:
-        hand = Decoder(WORDS, WIDTH, DEPTH, HEADS, HEADS, FEEDFORWARD, LENGTH)
-    copy_weights(hand, model)
     size = sum(p.numel() for p in model.parameters())
     world = World(CUDA)
     batches = Batches(Rows(rows), build_objective(spec, None), spec.train, world)  # type: ignore[arg-type]
@@ -284,27 +289,33 @@ def measure_dense(table: Table, rate: float) -> None:
         taken += 1
         updater.update(taken)
 
-    by_hand = torch.compile(hand.loss)
-    steps: dict[str, Callable[[], object]] = {
-        "ours": ours,
-        "by hand": trained(hand, lambda: by_hand(ids[:, :-1], ids[:, 1:]), 1e-3, spec.train.betas),
-    }
+    against(table, rate, size, ours, "by hand", trained(*by_hand(model, ids), spec))
+    torch.cuda.empty_cache()
     if (peer := llama(ids)) is not None:
-        steps["transformers"] = trained(*peer, 1e-3, spec.train.betas)
+        against(table, rate, size, ours, "transformers", trained(*peer, spec))
+
+
+def against(
+    table: Table, rate: float, size: int, ours: Callable[[], object], peer: str, theirs: Callable[[], object]
+) -> None:
+    """Let two training steps take turns, and say what each reaches."""
+    steps = {"ours": ours, peer: theirs}
     for name, step in steps.items():
         start = time.perf_counter()
         step()
         torch.cuda.synchronize()
-        table.add(f"first step of {size / 1e9:.2f}B, {name}", f"{time.perf_counter() - start:.1f} s", "", "compiling")
+        if not (name == "ours" and peer == "transformers"):  # which was compiled before
+            table.add(
+                f"first step of {size / 1e9:.2f}B, {name}", f"{time.perf_counter() - start:.1f} s", "", "compiling"
+            )
         step()
-    torch.cuda.reset_peak_memory_stats()
     times = timed(steps, inner=2)
     tokens = BATCH * LENGTH
     flop = 6 * size * tokens + 6 * DEPTH * WIDTH * LENGTH * tokens  # the causal half of the scores
     for name, each in times.items():
         done = flop / middle(each) * 1e3
         table.add(
-            f"dense {size / 1e9:.2f}B, bf16 compiled, {name}",
+            f"dense {size / 1e9:.2f}B, {tokens:,} tokens, bf16 compiled, {name}",
             f"{middle(each):.1f} ms, {tokens / middle(each) * 1e3:,.0f} tokens/s, {done / PEAK:.1%} of 989 TFLOP/s, "
             f"{done / rate:.1%} of the product's rate",
             spread(each),
@@ -517,6 +528,17 @@ def versions() -> str:
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, {', '.join(found)}"
 
 
+def ran(table: Table, name: str, part: Callable[[], None]) -> bool:
+    """Run a part and say whether it got to its end; what it fails with is a row, and costs no other part."""
+    try:
+        part()
+    except Exception as error:
+        traceback.print_exc()
+        table.add(name, "FAILED", "", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        return False
+    return True
+
+
 def main() -> int:
     """Run every part; one that fails is a row of the table, and an exit code of 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -527,33 +549,30 @@ def main() -> int:
         print("gpu.py: PyTorch sees no CUDA device here", file=sys.stderr)
         return 2
     limit_tuning(TUNED)
-    table, failed, start, rate = Table(), 0, time.perf_counter(), PEAK
+    table, failed, start, rate = Table(), False, time.perf_counter(), PEAK
 
     def limits() -> None:
         nonlocal rate
         rate = measure_limits(table)
 
     parts = {
-        "limits": limits, "dense": lambda: measure_dense(table, rate), "loss": lambda: measure_loss(table),
-        "decoding": lambda: measure_decoding(table), "right": lambda: check_right(table),
+        "limits": limits, "loss": lambda: measure_loss(table), "decoding": lambda: measure_decoding(table),
+        "dense": lambda: measure_dense(table, rate), "right": lambda: check_right(table),
         "attention": lambda: measure_attention(table), "layers": lambda: measure_layers(table),
     }  # fmt: skip
-    for name, part in parts.items():
-        if asked.parts and name not in asked.parts:
-            continue
-        print(f"-- {name}, at {time.perf_counter() - start:.0f} s", flush=True)
-        try:
-            part()
-        except Exception as error:  # the other parts are worth as much
-            traceback.print_exc()
-            table.add(name, "FAILED", "", f"{type(error).__name__}: {str(error)[:160]}")
-            failed = 1
-        torch.cuda.empty_cache()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))
+    try:
+        for name in asked.parts or parts:
+            print(f"-- {name}, at {time.perf_counter() - start:.0f} s", flush=True)
+            failed |= not ran(table, name, parts[name])
+            torch.cuda.empty_cache()
+    except SystemExit:
+        table.add("all else", "not measured", "", "the run was stopped")
     print(f"-- done, at {time.perf_counter() - start:.0f} s\n\n{versions()}\n\n{table}")
     if asked.markdown is not None:
         page = f"# On a CUDA machine\n\n`python benchmarks/gpu.py --markdown docs/gpu.md`: {versions()}.\n\n{table}"
         asked.markdown.write_text(page)
-    return failed or int(any(row[2] == "WRONG" for row in table.rows))
+    return int(failed or any(row[2] == "WRONG" for row in table.rows))
 
 
 if __name__ == "__main__":

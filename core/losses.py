@@ -14,8 +14,8 @@ from .state import accumulation_dtype
 IGNORED = -100
 CHUNK = 512
 """Tokens a chunk: on CPU 512 was faster than all logits at once up to 32k words, and took a quarter of the memory."""
-LOGITS = 2**27
-"""Logits of a chunk on CUDA, which small products keep waiting: 4,096 tokens of 32k words, 512 MB."""
+CUDA_CHUNK = 2048
+"""The same on CUDA, which smaller products keep waiting."""
 
 
 def cross_entropy_reference(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -34,9 +34,9 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tenso
     return (each * asked).sum(), (((wide > 0) == (wanted == 1)) & asked).sum()
 
 
-def chunk_size(hidden: Tensor, weight: Tensor) -> int:
-    """Return how many tokens of hidden (N, C) are scored at once against weight (V, C): by the device and V alone."""
-    return max(CHUNK, LOGITS // weight.shape[0]) if hidden.is_cuda else CHUNK
+def chunk_size(hidden: Tensor) -> int:
+    """Return how many tokens of hidden (N, C) are scored at once: by the device alone."""
+    return CUDA_CHUNK if hidden.is_cuda else CHUNK
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
         return loss, hits
     dtype = accumulation_dtype(hidden.dtype)
     loss, hits = hidden.new_zeros((), dtype=dtype), targets.new_zeros(())
-    size = chunk_size(hidden, weight)
+    size = chunk_size(hidden)
     for h, t in zip(hidden.split(size), targets.split(size), strict=True):
         logits = at_least_fp32(F.linear(h, weight, bias))
         loss = loss + F.cross_entropy(logits, t, ignore_index=IGNORED, reduction="sum")
@@ -74,24 +74,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
-        size = chunk_size(hidden, weight)
+        size = chunk_size(hidden)
         for start in range(0, hidden.shape[0], size):
-            h, t = hidden16[start : start + size], targets[start : start + size]
-            logits = F.linear(h, weight16, bias16)
-            real = t != IGNORED
-            index = t.where(real, t.new_zeros(())).unsqueeze(1)
-            hits += ((logits.argmax(-1) == t) & real).sum()
-            logs = _log_probabilities(logits)
-            loss -= (logs.gather(1, index).squeeze(1) * real).sum()
-            gradient = logs.exp_()
-            gradient.scatter_add_(1, index, gradient.new_full(index.shape, -1.0))
-            gradient = torch.mul(gradient, real.unsqueeze(1), out=gradient if h.dtype == wide else logits)
+            rows = slice(start, start + size)
+            gradient, cost, hit = _chunk(hidden16[rows], weight16, bias16, targets[rows])
+            loss += cost
+            hits += hit
             if d_bias is not None:
                 d_bias += gradient.sum(0, dtype=wide)
             if d_hidden is not None:
-                d_hidden[start : start + size] = gradient @ weight16
+                d_hidden[rows] = gradient @ weight16
             if d_weight is not None:
-                _add_product(d_weight, gradient.t(), h)
+                _add_product(d_weight, gradient.t(), hidden16[rows])
+            del gradient  # before the next one is made
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(hits)
@@ -108,6 +103,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
+def _chunk(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of some tokens' logits, (N, V) in their dtype, their summed loss and their hits."""
+    logits = F.linear(hidden, weight, bias)
+    real = targets != IGNORED
+    index = targets.where(real, targets.new_zeros(())).unsqueeze(1)
+    hits = ((logits.argmax(-1) == targets) & real).sum()
+    logs = _log_probabilities(logits)
+    loss = -(logs.gather(1, index).squeeze(1) * real).sum()
+    gradient = logs.exp_()
+    gradient.scatter_add_(1, index, gradient.new_full(index.shape, -1.0))
+    return torch.mul(gradient, real.unsqueeze(1), out=logits), loss, hits
+
+
 def _log_probabilities(logits: Tensor) -> Tensor:
     """Return the logarithms of the softmax of logits (N, V), at least in fp32: in their place where they are that."""
     if logits.dtype in (torch.float16, torch.bfloat16):
@@ -118,6 +126,6 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a @ b to `total`, summed in its dtype; of half precision on CUDA without a copy in a wider one."""
     if a.is_cuda and a.dtype != total.dtype == torch.float32:
-        total += torch.mm(a, b, out_dtype=total.dtype)
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(a.to(total.dtype), b.to(total.dtype))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -107,6 +109,20 @@ def softmax_in(context: Context, q: Tensor, k: Tensor, v: Tensor, *, scale: floa
 
     q (B, T, H, D) of the new tokens; k, v of past and new ones, head by head: (B, K, S, D). Returns (B, T, H, D).
     """
+    if q.is_cuda and context.past is not None:
+        with _any_length():
+            return _in(context, q, k, v, scale=scale, cap=cap)
+    return _in(context, q, k, v, scale=scale, cap=cap)
+
+
+def _any_length() -> AbstractContextManager[None]:
+    """Return a context without cuDNN, which plans anew for each length, 9 ms: each step of a growing state is one."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def _in(context: Context, q: Tensor, k: Tensor, v: Tensor, *, scale: float, cap: float | None) -> Tensor:
     plain = context.tokens.plain and context.slots is None and (context.past is None or context.past.plain)
     bias = context.score(context.tokens, None, q, k.transpose(1, 2)) if context.scored else None
     if plain and context.past is None:
