@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnxscript import optimizer
 
+from .selection import choose_early
+
 MICROSOFT = "com.microsoft"
 # Entries that a tensor may have which a graph holds in place of what makes it (a table of positions, say).
 FOLDED = 1 << 26
@@ -21,6 +23,7 @@ def tidied(model: ir.Model, target: str) -> None:
     _drop_reshapes(model.graph)
     if target == "ort" and _fuse_added_norms(model.graph):
         model.opset_imports[MICROSOFT] = 1
+    choose_early(model.graph)
     optimizer.remove_unused_nodes(model)
 
 
