@@ -18,6 +18,7 @@ from ..generation import generate as write
 from .manifest import MASK, GraphFacts, Manifest, TensorFacts, is_mask
 from .session import Session, Values, empty_state, providers, widened
 
+PIECE = 256  # tokens of a long prompt that are read at once
 ROOM = 256  # slots that a state begins with, where rows may hold as many tokens
 Ids = NDArray[np.int64]
 Decode = Callable[[list[int]], str]
@@ -204,16 +205,28 @@ class ArrayRuntime:
         mask = np.ones_like(input_ids) if attention_mask is None else attention_mask
         if mask.shape[1] > self.max_seq_len:  # most of it is padding, and graphs have places for some alone
             input_ids, mask = _to_the_left(input_ids, mask)
-        covered = np.concatenate([state.mask, mask], axis=1)
-        seen = covered.sum(axis=1)
+        seen = state.seen + mask.sum(axis=1)
         self._check_length(seen)
         for edge in self.edges:
             if ((state.seen > 0) & (state.seen <= edge) & (seen > edge)).any():
                 raise InputError(
                     f"a state of a row of at most {edge} tokens can't go on beyond them; begin anew with all its tokens"
                 )
-        given = {name: covered if is_mask(name) else input_ids for name in self._inputs(self._step)}
         state = self._with_room(state, int(state.seen.max(initial=0)) + mask.shape[1])
+        if len(mask) > 1 or mask.shape[1] <= PIECE or self.edges:
+            return self._advance(input_ids, mask, state)
+        # Piece by piece no token is scored against later pieces, and what is made of a piece stays in a cache.
+        input_ids, mask = _to_the_left(input_ids, mask)
+        for first in range(0, mask.shape[1], PIECE):
+            here = slice(first, first + PIECE)
+            logits, state = self._advance(input_ids[:, here], mask[:, here], state)
+        return logits, state
+
+    def _advance(self, input_ids: Ids, mask: Ids, state: Held) -> tuple[NDArray[np.float32], Held]:
+        """Do as `step` does, for tokens that there are slots for."""
+        assert self._step is not None
+        covered = np.concatenate([state.mask, mask], axis=1)
+        given = {name: covered if is_mask(name) else input_ids for name in self._inputs(self._step)}
         session = self._sessions[self._step]
         outputs, after = session.run(given, {name: state.values[name] for name in session.facts.takes})
         logits = outputs["logits"]
@@ -232,7 +245,8 @@ class ArrayRuntime:
             room *= 2
         if room == state.room:
             return state
-        return Held(widened(self.manifest.state, state.values, room), state.mask, room)
+        used = int(state.seen.max(initial=0))
+        return Held(widened(self.manifest.state, state.values, room, used), state.mask, room)
 
     def _check_length(self, tokens: NDArray[Any]) -> None:
         if tokens.size and tokens.max() > self.max_seq_len:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Session:
             self._session = ort.InferenceSession(path, options, providers=[(provider, _OPTIONS.get(provider, {}))])
         except Exception as error:  # the library has an exception class per status code, with no common parent
             raise ExportError(f"{path}: ONNX Runtime {ort.__version__} can't load it: {error}") from None
+        self._last: tuple[Any, Values] = self._session.io_binding(), {}
         if provider not in self._session.get_providers():
             raise ExportError(f"{path}: {provider} does not start on this machine; there is {', '.join(providers())}")
 
@@ -68,7 +69,7 @@ class Session:
         if self.facts.rows_alone and rows > 1 and self._goes_on(inputs, state):
             return self._row_by_row(rows, inputs, state)
         feeds = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-        feeds |= {self._feeds[name]: state[name] for name in self._feeds}
+        feeds |= {feed: state[name] for name, feed in self._feeds.items() if name not in self._slots}
         outputs, after = self._bound(feeds, {name: state[name] for name in self._slots})
         return {name: value.numpy() for name, value in outputs.items()}, after
 
@@ -94,17 +95,22 @@ class Session:
 
     def _bound(self, feeds: Values, kept: Values) -> tuple[Values, Values]:
         """Run the graph; what has slots is written where it stands, and not copied."""
-        binding = self._session.io_binding()
+        binding, bound = self._last
+        if bound.keys() != kept.keys() or any(bound[name] is not value for name, value in kept.items()):
+            binding = self._session.io_binding()
+            for name, value in kept.items():
+                binding.bind_ortvalue_input(self._feeds[name], value)
+                binding.bind_ortvalue_output(self._fetches[name], value)
+            self._last = binding, kept  # a step after this one has little left to bind
+        others = [name for name in self._fetches if name not in kept]
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, value)
-        for name, fetch in self._fetches.items():
-            if name in kept:
-                binding.bind_ortvalue_output(fetch, kept[name])
-            else:
-                binding.bind_output(fetch, "cpu")
+        for name in others:
+            binding.bind_output(self._fetches[name], "cpu")
         self._session.run_with_iobinding(binding)
+        made = binding.get_outputs_as_ortvaluevector()
         # Kept ones themselves: memory that came from numpy lives as long as the value that was made of it.
-        found = {**dict(zip(self._fetches, binding.get_outputs(), strict=True)), **kept}
+        found = {**kept, **{name: ort.OrtValue(made[len(kept) + place]) for place, name in enumerate(others)}}
         return {n: found[n] for n in self.facts.outputs}, {n: found[n] for n in self.facts.gives}
 
     def _check(self, inputs: Arrays) -> None:
@@ -122,14 +128,15 @@ class Session:
                 raise InputError(f"{name}: {array.min()} to {array.max()}; values go from 0 to {facts.high - 1}")
 
 
-def widened(state: Mapping[str, StateFacts], values: Values, room: int) -> Values:
-    """Return a state with slots for `room` tokens, more than it had."""
+def widened(state: Mapping[str, StateFacts], values: Values, room: int, used: int) -> Values:
+    """Return a state with slots for `room` tokens, more than it had; its first `used` slots are in use."""
 
     def wide(facts: StateFacts, value: ort.OrtValue) -> ort.OrtValue:
-        old = value.numpy()
-        place = facts.dims.index("past")
-        spare = [(0, room - size if dim == place else 0) for dim, size in enumerate(old.shape)]
-        return ort.OrtValue.ortvalue_from_numpy(np.pad(old, spare, constant_values=facts.fill))
+        old, place = value.numpy(), facts.dims.index("past")
+        new = _filled([room if dim == place else size for dim, size in enumerate(old.shape)], facts)
+        held = (*[slice(None)] * place, slice(used))
+        new[held] = old[held]
+        return ort.OrtValue.ortvalue_from_numpy(new)
 
     return {n: wide(state[n], value) if state[n].grows == "slots" else value for n, value in values.items()}
 
@@ -140,6 +147,11 @@ def empty_state(state: Mapping[str, StateFacts], batch: int, room: int) -> Value
     def empty(facts: StateFacts) -> ort.OrtValue:
         sizes = {"batch": batch, "past": room if facts.grows == "slots" else 0}
         shape = [dim if isinstance(dim, int) else sizes.get(dim, 0) for dim in facts.dims]
-        return ort.OrtValue.ortvalue_from_numpy(np.full(shape, facts.fill, dtype=facts.dtype))
+        return ort.OrtValue.ortvalue_from_numpy(_filled(shape, facts))
 
     return {name: empty(facts) for name, facts in state.items()}
+
+
+def _filled(shape: Sequence[int], facts: StateFacts) -> NDArray[Any]:
+    """Return an array of what empty entries hold; zeros are memory that costs nothing until it is written."""
+    return np.full(shape, facts.fill, facts.dtype) if facts.fill else np.zeros(shape, facts.dtype)

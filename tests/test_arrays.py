@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from transom.core.topology import Topology
 from transom.data import Tokenizer
-from transom.deploy import ArrayRuntime, export, generate
+from transom.deploy import ArrayRuntime, arrays, export, generate
 from transom.errors import ExportError, InputError, TransomError
 from transom.generation import Sampling
 from transom.generation import generate as write
@@ -127,6 +127,23 @@ def test_the_tokens_are_those_of_pytorch(decoder: Path, in_torch: InTorch, sampl
     assert generate(decoder, PROMPTS, sampling) == write(in_torch, PROMPTS, sampling)
 
 
+def test_a_long_prompt_is_read_in_pieces(decoder: Path, in_torch: InTorch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "PIECE", 6)
+    monkeypatch.setattr(arrays, "ROOM", 5)
+    runtime, draw = ArrayRuntime(decoder), np.random.default_rng(31)
+    ids = draw.integers(in_torch.vocab_size, size=(2, 1, 40))
+    mask = np.ones_like(ids[0])
+    mask[0, 3:9] = mask[0, -4:] = 0
+    states = [runtime.start(1), runtime.start(1)]
+    wanted = [in_torch.start(1), in_torch.start(1)]
+    for part in (slice(0, 23), slice(23, 33), slice(33, 34), slice(34, 35)):
+        for text in (0, 1):  # two texts in turns: each has a state of its own
+            got, states[text] = runtime.step(ids[text][:, part], mask[:, part], states[text])
+            real = ids[text][:, part][mask[:, part] == 1][None]
+            want, wanted[text] = in_torch.step(real, None, wanted[text])
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-4)
+
+
 def test_a_tokenizer_travels_and_its_eos_ends_rows(decoder: Path, run: Path) -> None:
     vocabulary = Tokenizer.load(decoder / "tokenizer.json").vocabulary
     manifest = ArrayRuntime(decoder).manifest
@@ -142,7 +159,7 @@ def test_a_tokenizer_travels_and_its_eos_ends_rows(decoder: Path, run: Path) -> 
 def test_it_runs_without_torch(decoder: Path, in_torch: InTorch) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from transom.deploy import ArrayRuntime, generate\n"
+        "from transom.deploy import ArrayRuntime, arrays, generate\n"
         "from transom.generation import Sampling\n"
         f"rows = generate({str(decoder)!r}, {PROMPTS!r}, Sampling(max_new_tokens=6))\n"
         "print([row.ids for row in rows])\n"
