@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ExportError, InputError
 from .manifest import TOTAL, GraphFacts, StateFacts
+from .pages import large_pages
 
 Arrays = Mapping[str, NDArray[Any]]
 Values = dict[str, ort.OrtValue]
@@ -51,7 +53,8 @@ class Session:
         options.log_severity_level = 3
         path = folder / facts.file
         try:
-            self._session = ort.InferenceSession(path, options, providers=[(provider, _OPTIONS.get(provider, {}))])
+            with large_pages() if provider == CPU else nullcontext():
+                self._session = ort.InferenceSession(path, options, providers=[(provider, _OPTIONS.get(provider, {}))])
         except Exception as error:  # the library has an exception class per status code, with no common parent
             raise ExportError(f"{path}: ONNX Runtime {ort.__version__} can't load it: {error}") from None
         self._last: tuple[Any, Values] = self._session.io_binding(), {}
