@@ -83,7 +83,7 @@ def round_blocks(weight: Tensor, grid: Grid) -> Rounded:
     """Round a matrix (K, N) to the nearest codes, with the scales that make the squared error of each block least."""
     blocks = in_blocks(weight, grid)
     flat = blocks.flatten(0, 1)
-    found = [_searched(part, grid) for part in flat.split(max(1, CHUNK // grid.block_size))]
+    found = [best_codes(part, grid) for part in flat.split(max(1, CHUNK // grid.block_size))]
     codes, scales, zeros = (torch.cat(each) for each in zip(*found, strict=True))
     shape = blocks.shape[:2]
     return Rounded(grid, codes.view(*shape, -1), scales.view(shape), zeros.view(shape))
@@ -95,7 +95,7 @@ def codes_of(blocks: Tensor, scales: Tensor, zeros: Tensor, grid: Grid) -> Tenso
     return (blocks * inverse[..., None]).round_().add_(zeros[..., None]).clamp_(0, grid.top)
 
 
-def _searched(blocks: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+def best_codes(blocks: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """Return codes, scales and zero points of blocks (n, block_size): the best of those that are tried."""
     full, zeros = _ranges(blocks, grid)
     best = _tried(blocks, full, zeros, grid)

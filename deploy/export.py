@@ -19,13 +19,13 @@ from ..errors import ExportError, InputError
 from ..registry.settings import ExportSettings
 from ..registry.spec import load_spec
 from ..registry.weights import SPEC
-from .fidelity import Exported, Samples
+from .fidelity import Samples
 from .graph import state_facts, write_graph
 from .lowering import lowered
 from .manifest import MANIFEST, GraphFacts, Manifest, sha256
 from .parity import Report, Row, compare
-from .precision import check_kernels
-from .reduced import exact_aside, label, reduce
+from .reduced import check_possible, exact_aside, label, reduce
+from .rows import Exported
 from .source import Source, read_source
 
 
@@ -41,7 +41,8 @@ def export(
     The folder gets a `NAME.onnx` for each graph that the model declares (with `NAME.onnx.data` above 100 MB of
     weights), `transom.json`, and the run's tokenizer where it has one, with its chat template. It is written beside its
     place and renamed, so that it is whole or not there; an earlier export in its place is replaced. `settings` are the
-    spec's unless given. `samples`: of the run's data (`training.Samples`), for the loss of a smaller graph.
+    spec's unless given. `samples`: of the run's data (`training.Samples`), for the loss of a smaller
+    graph, and for a method that is calibrated.
 
     Raises:
         ExportError: `out` holds something else, a part can't be exported, or a graph disagrees with PyTorch.
@@ -51,7 +52,7 @@ def export(
     _check_place(out)
     source = read_source(model_or_run)
     settings = settings or (source.model.spec.export if source.model.spec else ExportSettings())
-    check_kernels(settings.precision)
+    check_possible(settings, samples)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -15,14 +13,12 @@ from torch import Tensor
 from ..core.head import Head
 from ..core.objective import Objective, Prepared
 from ..errors import DataError, TransomError
-from .manifest import TOTAL, GraphFacts, StateFacts, is_mask
-from .session import Session, empty_state, providers
+from .manifest import is_mask
+from .rows import Arrays, Exported, drawn, lacking, read
+from .session import providers
 
 TOKENS = 2048
 """Held-out tokens that are read, in whole rows and at least one."""
-DRAWN = (8, 48)
-"""Rows and tokens that are drawn where there is no data."""
-Arrays = dict[str, NDArray[Any]]
 
 
 class Samples(Protocol):
@@ -37,21 +33,9 @@ class Samples(Protocol):
         """Return the first held-out rows of so many tokens together, and at least one."""
         ...
 
-
-@dataclass(frozen=True)
-class Exported:
-    """Hold the graphs of a folder, and their state."""
-
-    folder: Path
-    graphs: Mapping[str, GraphFacts]
-    state: Mapping[str, StateFacts]
-
-    @property
-    def bytes(self) -> int:
-        """Return the size of the graphs with their weights."""
-        files = [self.folder / facts.file for facts in self.graphs.values()]
-        there = [file for path in files for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
-        return sum(file.stat().st_size for file in there)
+    def learned(self, rows: int) -> list[Prepared]:
+        """Return rows that the model was trained on, one after the other."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +97,10 @@ def figures(precision: str, exact: Exported, other: Exported, samples: Samples |
             prepared = samples.held_out(TOKENS)
         except DataError as error:
             unknown = str(error)
-    inputs = _drawn(exact.graphs) if prepared is None else {n: t.numpy() for n, t in prepared.inputs.items()}
-    if prepared is not None and (lost := _lacking(exact.graphs, inputs)):
-        prepared, unknown, inputs = None, f"the data gives no {lost}", _drawn(exact.graphs)
-    wanted, found = (_read(each, provider, inputs) for each in (exact, other))
+    inputs = drawn(exact.graphs) if prepared is None else {n: t.numpy() for n, t in prepared.inputs.items()}
+    if prepared is not None and (lost := lacking(exact.graphs, inputs)):
+        prepared, unknown, inputs = None, f"the data gives no {lost}", drawn(exact.graphs)
+    wanted, found = (read(each, provider, inputs) for each in (exact, other))
     rows = next(iter(inputs.values()))
     what = "drawn inputs" if prepared is None else "held-out data"
     losses: tuple[float | None, float | None] = (None, None)
@@ -126,98 +110,13 @@ def figures(precision: str, exact: Exported, other: Exported, samples: Samples |
         precision=precision,
         provider=provider,
         read=f"{len(rows)} rows of {what}",
-        bytes=other.bytes,
-        exact_bytes=exact.bytes,
+        bytes=other.size,
+        exact_bytes=exact.size,
         **_differences(wanted, found, inputs),
         exact_loss=losses[0],
         loss=losses[1],
         unknown=unknown,
     )
-
-
-# -- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _read(exported: Exported, provider: str, inputs: Arrays) -> Arrays:
-    """Return what all graphs give for whole rows; one that gives the last token's logits alone reads token by token."""
-    rows = len(next(iter(inputs.values())))
-    columns = max(_columns(facts, inputs) for facts in exported.graphs.values())
-    state = empty_state(exported.state, rows, columns)
-    given: Arrays = {}
-    for facts in exported.graphs.values():
-        session = Session(exported.folder, facts, exported.state, provider)
-        last = any(tensor.dims[1:2] == (1,) for name, tensor in facts.outputs.items() if name.startswith("logits"))
-        length = _columns(facts, inputs)
-        size = 1 if facts.steps and last else length
-        pieces = []
-        for start in range(0, length, size):
-            outputs, after = session.run(
-                _cut(facts, inputs, slice(start, start + size)), {name: state[name] for name in facts.takes}
-            )
-            state |= after
-            pieces.append(outputs)
-        for name in facts.outputs:
-            each = [piece[name] for piece in pieces]
-            given[name] = np.concatenate(each, axis=1) if len(each) > 1 else each[0]
-    return given
-
-
-def _columns(facts: GraphFacts, inputs: Arrays) -> int:
-    """Return how many tokens a graph reads."""
-    own = [n for n, tensor in facts.inputs.items() if "sequence" in tensor.dims or TOTAL in tensor.dims]
-    names = own or list(facts.inputs)
-    return max(int(inputs[n].shape[1]) for n in names if n in inputs)
-
-
-def _cut(facts: GraphFacts, inputs: Arrays, part: slice) -> Arrays:
-    """Return a graph's inputs for some of the columns; a mask that is left out is all ones, what is optional zeros."""
-    found: Arrays = {}
-    for name, tensor in facts.inputs.items():
-        array = inputs.get(name)
-        if array is None:
-            array = np.full_like(inputs[_ids(name)], 1 if is_mask(name) else 0)
-        if TOTAL in tensor.dims:
-            array = array[:, : part.stop]
-        elif "sequence" in tensor.dims:
-            array = array[:, part]
-        found[name] = array.astype(tensor.dtype)
-    return found
-
-
-def _ids(name: str) -> str:
-    """Return the name of the ids that a mask, or an input that may be left out, is beside."""
-    return name.replace("attention_mask", "input_ids") if is_mask(name) else "input_ids"
-
-
-def _lacking(graphs: Mapping[str, GraphFacts], inputs: Arrays) -> str:
-    """Name the input of a graph that is not there; nothing where all are."""
-    for facts in graphs.values():
-        for name, tensor in facts.inputs.items():
-            known = (is_mask(name) or tensor.optional) and _ids(name) in inputs
-            if name not in inputs and not known:
-                return name
-    return ""
-
-
-def _drawn(graphs: Mapping[str, GraphFacts]) -> Arrays:
-    """Draw inputs for all graphs."""
-    random = np.random.default_rng(0)
-    inputs: Arrays = {}
-    for facts in graphs.values():
-        for name, tensor in facts.inputs.items():
-            sizes = {"batch": DRAWN[0]}
-            shape = [sizes.get(dim, DRAWN[1]) if isinstance(dim, str) else dim for dim in tensor.dims]
-            if is_mask(name):
-                array: NDArray[Any] = np.ones(shape, dtype=tensor.dtype)
-            elif tensor.dtype == "int64":
-                array = random.integers(tensor.high, size=shape, dtype=np.int64)
-            else:
-                array = random.standard_normal(shape, dtype=np.float32)
-            inputs.setdefault(name, array)
-    return inputs
-
-
-# -- comparing --------------------------------------------------------------------------------------------------------
 
 
 def _differences(wanted: Arrays, found: Arrays, inputs: Arrays) -> dict[str, Any]:

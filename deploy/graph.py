@@ -70,7 +70,10 @@ def write_graph(
 def save(model: ir.Model, path: Path) -> None:
     """Write a graph, with its weights in a file beside it, `NAME.onnx.data`, where they are many."""
     weight = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    ir.save(model, path, external_data=f"{path.name}.data" if weight > EXTERNAL else None)
+    if weight > EXTERNAL:
+        ir.save(model, path, external_data=f"{path.name}.data")
+    else:
+        ir.save(ir.external_data.load_to_model(model), path)  # what was read from elsewhere comes in too
 
 
 def state_facts(graph: Graph, dtype: torch.dtype = torch.float32) -> dict[str, StateFacts]:

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.topology import Topology
+from ..errors import ExportError
 from ..registry.settings import ExportSettings
 from . import precision as precisions
-from .fidelity import Exported, Samples, figures
+from .calibrate import calibrated
+from .fidelity import Samples, figures
 from .graph import state_facts, write_graph
 from .lowering import lowered
 from .manifest import StateFacts
 from .parity import Report, compare
-from .quantize import METHODS, nearest_codes, quantize
+from .quantize import METHODS, Round, nearest_codes, quantize
+from .rows import Exported
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,18 @@ def label(settings: ExportSettings) -> str:
     return f"{precision} {method}".strip()
 
 
+def check_possible(settings: ExportSettings, samples: Samples | None) -> None:
+    """Refuse before anything is made what could not be made.
+
+    Raises:
+        ExportError: there are no kernels for the precision, or no data to calibrate on.
+    """
+    precisions.check_kernels(settings.precision)
+    if settings.quantization is not None and METHODS[settings.quantization.method].calibrated and samples is None:
+        method = settings.quantization.method
+        raise ExportError(f"export.quantize: {method} rounds for a run's data: export the folder of a run, or use int4")
+
+
 def reduce(
     model: Topology,
     settings: ExportSettings,
@@ -49,16 +64,18 @@ def reduce(
 
     Raises:
         ExportError: a pattern of what to leave out matches nothing.
+        DataError: the data can't be read that a method is calibrated on.
     """
     name = label(settings)
     made, layers = exact, dict[str, str]()
     if settings.precision != "fp32":
         place = folder if settings.quantization is None else exact.folder / settings.precision
-        place.mkdir(exist_ok=True)
         made, layers = _written(model, settings, place)
     quantized: list[str] = []
     if settings.quantization is not None:
-        rounding = nearest_codes
+        rounding: Round = nearest_codes
+        if METHODS[settings.quantization.method].calibrated and samples is not None:
+            rounding = calibrated(_of_all_tokens(model, settings, exact), settings.quantization, samples)
         for facts in exact.graphs.values():
             quantized += quantize(made.folder / facts.file, folder / facts.file, settings.quantization, rounding)
         made = replace(made, folder=folder)
@@ -71,8 +88,17 @@ def reduce(
     return Reduced(made, Report(rows, (measured,)), layers)
 
 
+def _of_all_tokens(model: Topology, settings: ExportSettings, exact: Exported) -> Exported:
+    """Return exact graphs whose heads read every token: those of rows' last tokens alone would say little of a head."""
+    if settings.logits == "all":
+        return exact
+    everything = ExportSettings(target=settings.target, opset=settings.opset, logits="all")
+    return _written(model, everything, exact.folder / "all")[0]
+
+
 def _written(model: Topology, settings: ExportSettings, folder: Path) -> tuple[Exported, dict[str, str]]:
     """Write the graphs of a model in the settings' precision; what it remembers follows its declarations."""
+    folder.mkdir(exist_ok=True)
     dtype = precisions.DTYPES[settings.precision]
     lower = precisions.in_precision(model, settings.precision)
     declared = lower.graphs(last=settings.logits == "last")

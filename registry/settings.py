@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Method = Literal["int8", "int8_weights", "int4"]
+Method = Literal["int8", "int8_weights", "int4", "gptq"]
 METHODS: Mapping[Method, Mapping[str, int | bool]] = {
     "int8": {},
-    "int8_weights": {"block_size": 32, "accuracy_level": 4, "symmetric": False},
-    "int4": {"block_size": 32, "accuracy_level": 4, "symmetric": False},
+    "int8_weights": {"block_size": 32, "accuracy_level": 4, "symmetric": False, "embedding": False},
+    "int4": {"block_size": 32, "accuracy_level": 4, "symmetric": False, "embedding": False},
+    "gptq": {"block_size": 32, "accuracy_level": 4, "symmetric": False, "embedding": False, "samples": 32},
 }
 """How weights can be quantized: method -> the options that it takes besides `leave_out`, with what they are unless set.
 
 `int8`: 8-bit weights, a scale for each column, times activations that are rounded to 8 bits as they come.
 `int8_weights`, `int4`: 8-bit and 4-bit weights with a scale for each block of a column, rounded so that each block's
-squared error is least.
+squared error is least. `gptq`: the same format, rounded column by column so that what a matrix gives on the run's own
+data changes least (Frantar et al. 2022, https://arxiv.org/abs/2210.17323).
 """
 BLOCKS = (16, 32, 64, 128, 256)
 LEVELS = (0, 1, 4)
@@ -83,26 +85,31 @@ class TrainSettings:
 class QuantizeSettings:
     """Say how the weights of an exported graph are quantized.
 
-    `method`: `int8`, 8-bit weights and activations; `int8_weights` and `int4`, weights alone, in blocks. `block_size`:
-    how many weights share a scale. `accuracy_level`: how the products are computed, 4 with activations of 8 bits a
-    block, 1 in fp32, 0 as the runtime likes; on a CPU only 4 is fast. `symmetric`: whether blocks go without a zero
-    point. `leave_out`: glob patterns of modules that stay as they are. Null is the method's own.
+    `method`: `int8`, 8-bit weights and activations; `int8_weights` and `int4`, weights alone, in blocks; `gptq`, 4-bit
+    weights that are rounded for the run's own data. `block_size`: how many weights share a scale. `accuracy_level`: how
+    the products are computed, 4 with activations of 8 bits a block, 1 in fp32, 0 as the runtime likes; on a CPU only 4
+    is fast. `symmetric`: whether blocks go without a zero point. `embedding`: whether tables that rows are looked up in
+    are quantized too. `samples`: rows of the run's data that `gptq` reads. `leave_out`: glob patterns of modules that
+    stay as they are. Null is the method's own.
     """
 
     method: Method
     block_size: int | None = None
     accuracy_level: int | None = None
     symmetric: bool | None = None
+    embedding: bool | None = None
+    samples: int | None = None
     leave_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         takes = METHODS[self.method]
-        for name in ("block_size", "accuracy_level", "symmetric"):
+        for name in ("block_size", "accuracy_level", "symmetric", "embedding", "samples"):
             given = getattr(self, name)
             _require(given is None or name in takes, name, f"left out: {self.method} takes none", given)
             object.__setattr__(self, name, takes.get(name) if given is None else given)
         _require(self.block_size in (None, *BLOCKS), "block_size", _one_of(BLOCKS), self.block_size)
         _require(self.accuracy_level in (None, *LEVELS), "accuracy_level", _one_of(LEVELS), self.accuracy_level)
+        _require(self.samples is None or self.samples >= 1, "samples", "at least 1", self.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +125,7 @@ class ExportSettings:
     target: Literal["ort", "onnx"] = "ort"
     opset: int = 24
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    quantize: Literal["none", "int8", "int8_weights", "int4"] | QuantizeSettings = "none"
+    quantize: Literal["none", "int8", "int8_weights", "int4", "gptq"] | QuantizeSettings = "none"
     logits: Literal["last", "all"] = "last"
 
     def __post_init__(self) -> None:
@@ -128,6 +135,8 @@ class ExportSettings:
         if self.quantization is not None:
             allowed = "none where target is onnx, because the operators are ONNX Runtime's own"
             _require(self.target == "ort", "quantize", allowed, self.quantization.method)
+            fits = self.precision == "fp32" or self.quantization.method != "int8"
+            _require(fits, "precision", "fp32 where quantize is int8, whose operator takes no other", self.precision)
 
     @property
     def quantization(self) -> QuantizeSettings | None:

@@ -20,6 +20,7 @@ from transom.core.topology import Topology
 from transom.deploy import Report, export
 from transom.deploy.arrays import ArrayRuntime
 from transom.deploy.blocks import Grid, round_blocks
+from transom.deploy.calibrate import round_for
 from transom.deploy.fidelity import choices
 from transom.deploy.manifest import Manifest
 from transom.errors import ExportError, SpecError
@@ -64,6 +65,9 @@ class Given:
 
     def held_out(self, tokens: int) -> Prepared:
         return self.objective.prepare({"input_ids": self._ids}, torch.Generator())
+
+    def learned(self, rows: int) -> list[Prepared]:
+        return [self.objective.prepare({"input_ids": row[None]}, torch.Generator()) for row in self._ids[:rows]]
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +182,64 @@ def test_a_graph_of_codes_gives_what_the_model_gives_with_the_rounded_weights(ex
     np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=2e-5 * float(wanted.abs().max()))
 
 
+def test_rounding_for_data_is_nearest_rounding_where_nothing_goes_together() -> None:
+    weight, grid = torch.randn(75, 13), Grid(4, 16, symmetric=False)
+    found, nearest = round_for(weight, 3.0 * torch.eye(75), grid), round_blocks(weight, grid)
+    ours, theirs = (float((each.values(75) - weight).norm()) for each in (found, nearest))
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert ((found.codes != nearest.codes).sum() <= 3).all()  # halfway between two
+
+
+@pytest.mark.parametrize(("block", "symmetric"), [(16, True), (64, False), (256, False)])
+def test_rounding_for_data_changes_products_with_it_less(block: int, symmetric: bool) -> None:
+    weight, grid = torch.randn(300, 19), Grid(4, block, symmetric)
+    data = torch.randn(900, 40) @ torch.randn(40, 300) + 0.1 * torch.randn(900, 300)
+    data[:, 7] = 0  # what never occurs
+    found, nearest = round_for(weight, data.T @ data, grid), round_blocks(weight, grid)
+    ours, theirs = (float((data @ (each.values(300) - weight)).norm()) for each in (found, nearest))
+    assert ours < 0.6 * theirs
+
+
+def test_calibrated_codes_are_for_what_the_model_reads_and_a_tied_table_is_stored_once(exported: Export) -> None:
+    options = {"block_size": 16, "accuracy_level": 0, "embedding": True, "samples": 4}
+    made = exported(quantize=QuantizeSettings(method="gptq", **options))
+    graph = onnx.load(made.folder / "model.onnx").graph
+    weights = unpacked(graph)
+    assert {*made.report.figures[0].quantized} == {*weights, "decoder.embedding"}
+    large = [tensor.name for tensor in graph.initializer if 61 in tensor.dims]
+    assert sorted(large) == ["heads.head.codes", "heads.head.scales", "heads.head.zeros"]
+
+    rounded, read = copy.deepcopy(made.model), {}
+    for name in weights:
+        made.model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: read.setdefault(name, []).append(inputs[0].flatten(0, -2))
+        )
+    ids, grid = torch.randint(61, (2, 17)), Grid(4, 16, symmetric=False)
+    with torch.no_grad():
+        for prepared in Given(made.model).learned(4):
+            made.model(**prepared.inputs)
+        for name, weight in weights.items():
+            stored = rounded.get_parameter(TABLE) if name == "heads.head" else rounded.get_submodule(name).weight
+            if name in read:
+                data, exact = torch.cat(read[name]), stored.T
+                ours, nearest = (
+                    data @ (each - exact) for each in (weight, round_blocks(exact, grid).values(len(exact)))
+                )
+                assert ours.norm() < 0.95 * nearest.norm(), name
+            stored.copy_(weight.T)
+        wanted = rounded(input_ids=ids).logits[:, -1].numpy()
+    assert {"decoder.layers.1.attention.out", "decoder.layers.0.feedforward.down"} < read.keys()
+    runtime = ArrayRuntime(made.folder)
+    found, _ = runtime.step(ids.numpy(), None, runtime.start(2))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * float(np.abs(wanted).max()))
+
+
+def test_what_is_calibrated_needs_data(model: Topology, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"export.quantize: gptq rounds for a run's data: export the folder of a run"):
+        export(model, tmp_path / "out", settings=ExportSettings(quantize="gptq"))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("settings", "label", "most"),
     [
@@ -269,11 +331,13 @@ def test_near_ties_are_told_from_other_choices() -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ("quantize: int5", "export.quantize: should be none, int8, int8_weights or int4 or a map"),
-        ("quantize: {method: int3}", "export.quantize.method: should be int8, int8_weights or int4"),
+        ("quantize: int5", "export.quantize: should be none, int8, int8_weights, int4 or gptq or a map"),
+        ("quantize: {method: int3}", "export.quantize.method: should be int8, int8_weights, int4 or gptq"),
         ("quantize: {method: int4, block_size: 24}", "export.quantize.block_size: must be one of 16, 32, 64"),
         ("quantize: {method: int8, block_size: 32}", "export.quantize.block_size: must be left out: int8 takes none"),
         ("quantize: {method: int4, blocksize: 32}", "unknown option 'blocksize' (did you mean 'block_size'?)"),
+        ("quantize: {method: gptq, samples: 0}", "export.quantize.samples: must be at least 1"),
+        ("{quantize: int8, precision: fp16}", "export.precision: must be fp32 where quantize is int8"),
         ("{quantize: int4, target: onnx}", "export.quantize: must be none where target is onnx"),
     ],
 )

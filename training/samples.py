@@ -1,4 +1,4 @@
-"""Rows of a run's data as its objective prepares them, for whoever measures its model."""
+"""Rows of a run's data as its objective prepares them, for whoever measures its model or calibrates by it."""
 
 from __future__ import annotations
 
@@ -48,9 +48,14 @@ class Samples:
         dataset = self._prepared[0]
         first = next(dataset.held_out(1))
         length = max(array.shape[1] if array.ndim > 1 else 1 for array in first.values())
-        return self._as_asked(next(dataset.held_out(max(1, tokens // length))))
+        return self._as_asked(next(dataset.held_out(max(1, tokens // length))), "held out")
 
-    def _as_asked(self, batch: Batch) -> Prepared:
+    def learned(self, rows: int) -> list[Prepared]:
+        """Return rows of the training side, one after the other; raise as `held_out` does."""
+        dataset = self._prepared[0]
+        return [self._as_asked(dataset.batch(number, 1), f"learned {number}") for number in range(rows)]
+
+    def _as_asked(self, batch: Batch, purpose: str) -> Prepared:
         _, objective, seed = self._prepared
-        generator = torch.Generator().manual_seed(seed_of(seed, "samples"))
+        generator = torch.Generator().manual_seed(seed_of(seed, f"samples: {purpose}"))
         return objective.prepare({name: torch.from_numpy(array) for name, array in batch.items()}, generator)
