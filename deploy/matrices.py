@@ -90,16 +90,20 @@ def module_of(node: ir.Node) -> str:
     return str(node.name).partition("/")[0]
 
 
-def check_patterns(patterns: Sequence[str], modules: Sequence[str]) -> None:
-    """Refuse a pattern that matches none of the modules."""
+def check_patterns(option: str, patterns: Sequence[str], modules: Sequence[str]) -> None:
+    """Refuse a pattern of an option that matches none of the modules.
+
+    Raises:
+        ExportError: with the nearest module.
+    """
     for pattern in patterns:
-        if not any(is_left_out(module, [pattern]) for module in modules):
+        if not any(matches(module, [pattern]) for module in modules):
             near = get_close_matches(pattern, modules, n=1, cutoff=0.0)
             hint = f"; the nearest is {near[0]}" if near else ""
-            raise ExportError(f"export.quantize.leave_out: {pattern}: no module with a matrix has such a name{hint}")
+            raise ExportError(f"export.quantize.{option}: {pattern}: no module with a matrix has such a name{hint}")
 
 
-def is_left_out(module: str, patterns: Sequence[str]) -> bool:
+def matches(module: str, patterns: Sequence[str]) -> bool:
     """Say whether a pattern matches a module, or one that it is inside of."""
     parts = module.split(".")
     names = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]

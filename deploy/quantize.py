@@ -16,9 +16,10 @@ from ..errors import ExportError
 from ..registry.settings import QuantizeSettings
 from .blocks import Grid, Rounded, round_blocks
 from .graph import save
-from .matrices import Matrix, check_patterns, is_left_out, lookups, products
+from .matrices import Matrix, check_patterns, lookups, matches, products
 
 DOMAIN = "com.microsoft"
+WIDE = 8  # bits of what is to be wider than the rest
 
 Arrays = Mapping[str, NDArray[Any] | None]
 
@@ -65,10 +66,11 @@ def _blocks(bits: int) -> Callable[[Matrix, QuantizeSettings, Round], Stored]:
     def store(matrix: Matrix, settings: QuantizeSettings, rounding: Round) -> Stored:
         assert settings.block_size is not None
         assert settings.accuracy_level is not None
-        grid = Grid(bits, settings.block_size, bool(settings.symmetric))
+        own = WIDE if matches(matrix.module, settings.wide or ()) else bits
+        grid = Grid(own, settings.block_size, bool(settings.symmetric))
         rounded = rounding(matrix, grid)
         codes, scales, zeros = rounded.packed()
-        attributes = {"K": matrix.rows, "N": len(codes), "bits": bits, "block_size": grid.block_size}
+        attributes = {"K": matrix.rows, "N": len(codes), "bits": own, "block_size": grid.block_size}
         level = {"accuracy_level": settings.accuracy_level}
         arrays: Arrays = {"codes": codes, "scales": scales, "zeros": zeros, "order": None, "bias": None}
         return Stored("MatMulNBits", arrays, {**attributes, **level})
@@ -93,12 +95,13 @@ def quantize(path: Path, out: Path, settings: QuantizeSettings, rounding: Round 
     """Write the graph at `path` to `out` with its matrices quantized, and return the modules that were.
 
     Raises:
-        ExportError: a pattern of `leave_out` matches no module that has a matrix.
+        ExportError: a pattern matches no module that has a matrix, or rows that are looked up are no whole blocks.
     """
     model = ir.load(path)
     found = [*products(model), *(lookups(model) if settings.embedding else ())]
-    check_patterns(settings.leave_out, [matrix.module for matrix in found])
-    chosen = [matrix for matrix in found if not is_left_out(matrix.module, settings.leave_out)]
+    for option in ("leave_out", "wide"):
+        check_patterns(option, getattr(settings, option) or (), [matrix.module for matrix in found])
+    chosen = [matrix for matrix in found if not matches(matrix.module, settings.leave_out)]
     made: dict[tuple[str, bool], tuple[Stored, list[ir.Value | None]]] = {}
     for matrix in chosen:
         key = (str(matrix.stored.name), matrix.turned)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 Method = Literal["int8", "int8_weights", "int4", "gptq"]
-METHODS: Mapping[Method, Mapping[str, int | bool]] = {
+METHODS: Mapping[Method, Mapping[str, int | bool | tuple[str, ...]]] = {
     "int8": {},
     "int8_weights": {"block_size": 32, "accuracy_level": 4, "symmetric": False, "embedding": False},
-    "int4": {"block_size": 32, "accuracy_level": 4, "symmetric": False, "embedding": False},
-    "gptq": {"block_size": 32, "accuracy_level": 4, "symmetric": False, "embedding": False, "samples": 32},
+    "int4": {"block_size": 32, "accuracy_level": 4, "symmetric": False, "embedding": False, "wide": ()},
+    "gptq": {"block_size": 32, "accuracy_level": 4, "symmetric": False, "embedding": False, "wide": (), "samples": 32},
 }
 """How weights can be quantized: method -> the options that it takes besides `leave_out`, with what they are unless set.
 
@@ -89,8 +89,8 @@ class QuantizeSettings:
     weights that are rounded for the run's own data. `block_size`: how many weights share a scale. `accuracy_level`: how
     the products are computed, 4 with activations of 8 bits a block, 1 in fp32, 0 as the runtime likes; on a CPU only 4
     is fast. `symmetric`: whether blocks go without a zero point. `embedding`: whether tables that rows are looked up in
-    are quantized too. `samples`: rows of the run's data that `gptq` reads. `leave_out`: glob patterns of modules that
-    stay as they are. Null is the method's own.
+    are quantized too. `wide`: glob patterns of modules whose matrices get 8 bits in place of 4. `samples`: rows of the
+    run's data that `gptq` reads. `leave_out`: glob patterns of modules that stay as they are. Null is the method's own.
     """
 
     method: Method
@@ -98,12 +98,13 @@ class QuantizeSettings:
     accuracy_level: int | None = None
     symmetric: bool | None = None
     embedding: bool | None = None
+    wide: tuple[str, ...] | None = None
     samples: int | None = None
     leave_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         takes = METHODS[self.method]
-        for name in ("block_size", "accuracy_level", "symmetric", "embedding", "samples"):
+        for name in ("block_size", "accuracy_level", "symmetric", "embedding", "wide", "samples"):
             given = getattr(self, name)
             _require(given is None or name in takes, name, f"left out: {self.method} takes none", given)
             object.__setattr__(self, name, takes.get(name) if given is None else given)

@@ -45,7 +45,9 @@ model:
   head: {kind: lm, tied: true}
 objective: causal_lm
 """
-EXACT_PRODUCTS = QuantizeSettings(method="int4", block_size=16, accuracy_level=0, leave_out=("*.down",))
+EXACT_PRODUCTS = QuantizeSettings(
+    method="int4", block_size=16, accuracy_level=0, wide=("*.out",), leave_out=("*.down",)
+)
 TABLE = "decoder.embedding.weight"
 SHAPES = [(bits, block, symmetric) for bits in (4, 8) for block in (16, 64) for symmetric in (True, False)]
 
@@ -149,7 +151,8 @@ def unpacked(graph: onnx.GraphProto) -> dict[str, Tensor]:
             codes, scales, zeros = (arrays[name] for name in node.input[1:4])
             both = [codes & 15, codes >> 4] if said["bits"] == 4 else [codes]
             whole = np.stack(both, axis=-1).reshape(*codes.shape[:2], -1).astype(np.float32)
-            zero = np.stack([zeros & 15, zeros >> 4], axis=-1).reshape(len(zeros), -1)[:, : whole.shape[1]]
+            pairs = [zeros & 15, zeros >> 4] if said["bits"] == 4 else [zeros]
+            zero = np.stack(pairs, axis=-1).reshape(len(zeros), -1)[:, : whole.shape[1]]
             values = (whole - zero[..., None]) * scales[..., None]
             found[node.name.partition("/")[0]] = torch.from_numpy(values.reshape(len(values), -1)[:, : said["K"]].T)
     return found
@@ -173,7 +176,7 @@ def test_a_graph_of_codes_gives_what_the_model_gives_with_the_rounded_weights(ex
             module = rounded.get_submodule(name)
             stored = getattr(module, "weight", None)
             if stored is not None:
-                assert 0 < (stored - weight.T).abs().max() < 0.4
+                assert 0 < (stored - weight.T).abs().max() < (0.01 if name.endswith(".out") else 0.4)
                 stored.copy_(weight.T)
         wanted = rounded(input_ids=ids).hidden[:, -1] @ weights["heads.head"]
     assert torch.equal(rounded.get_parameter(TABLE), table)
