@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 # How many processes `make walk` keeps busy.
 WORKERS ?= 2
 
-.PHONY: help demo test conformance planted walk bench swap recall families kill lint lock clean venv
+.PHONY: help demo test conformance planted walk bench genai swap recall families kill lint lock clean venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -39,6 +39,16 @@ walk: venv ## walk every combination of attention, position, norm and topology: 
 bench: venv ## run the benchmarks
 	$(PY) -m pytest -s -o timeout=900 benchmarks/bench_*.py
 	$(PY) benchmarks/memory.py
+
+genai: venv build/genai/.installed ## run exported folders in onnxruntime-genai, and compare its tokens with ours
+	$(PY) benchmarks/genai.py build/genai/bin/python
+
+# An environment of its own: its package names another onnxruntime, which would lie over ours.
+build/genai/.installed:
+	$(PY) -m venv build/genai
+	build/genai/bin/pip install -qq --disable-pip-version-check numpy onnxruntime==1.32.0
+	build/genai/bin/pip install -qq --disable-pip-version-check --no-deps onnxruntime-genai==0.18.0
+	@touch $@
 
 swap: venv ## measure what swapping the attention does to held-out text, in docs/comparison.md
 	$(PY) benchmarks/swap.py

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..registry.settings import ExportSettings
 from ..registry.spec import load_spec
 from ..registry.weights import SPEC
 from .fidelity import Samples
+from .genai import RUNNER, write_genai
 from .graph import state_facts, write_graph
 from .lowering import lowered
 from .manifest import MANIFEST, GraphFacts, Manifest, sha256
@@ -95,7 +96,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings, samples: Samp
         layers = reduced.layers or layers
         report = _agreeing(report + reduced.report)
     source.copy_text(folder)
-    Manifest(
+    manifest = Manifest(
         max_seq_len=max_seq_len,
         edges=tuple(sorted({edge for stack in stacks for edge in stack.edges})),
         vocab_size=source.vocab_size(_ids(graphs)),
@@ -113,8 +114,10 @@ def _write(source: Source, folder: Path, settings: ExportSettings, samples: Samp
         parity=tuple(_plain(row) for row in report.rows),
         figures=tuple(asdict(figures) for figures in report.figures),
         spec=model.spec.resolved if model.spec else None,
-        files={path.name: sha256(path) for path in sorted(folder.iterdir())},
-    ).write(folder)
+    )
+    runners = {RUNNER: write_genai(folder, manifest)}
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    replace(manifest, runners=runners, files=files).write(folder)
     return report
 
 

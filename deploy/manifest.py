@@ -82,9 +82,10 @@ class Manifest:
     `pools`: the outputs that are one vector a sequence. `labels`: what the classes are called that a head scores.
     `generates`: whether what takes a state gives the logits of next tokens; if not, it reads a text in segments.
     `layers`: by module, what a component's part of the graphs was made from: its lowering, or its `forward`.
-    `parity`: the rows of the report. `figures`: what graphs of a lower precision differ by from the exact ones. `spec`:
-    the complete spec, None for a model that was built without one.
-    `files`: sha256 of every other file.
+    `parity`: the rows of the report. `figures`: what graphs of a lower precision differ by from the exact ones.
+    `spec`: the complete spec, None for a model that was built without one.
+    `runners`: other programs that may run the folder, each with "" or why it can't. `files`: sha256 of every other
+    file.
     """
 
     max_seq_len: int
@@ -105,6 +106,7 @@ class Manifest:
     edges: tuple[int, ...] = ()
     pools: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    runners: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `transom.json`: after it, the folder is whole."""

@@ -146,7 +146,7 @@ def test_transom_json_and_the_graph_say_the_same(hybrid: Exported) -> None:
     }
     assert facts.inputs["attention_mask"].dims == ("batch", "total")
     assert manifest.spec == hybrid.model.spec.resolved
-    assert (manifest.max_seq_len, manifest.vocab_size, set(manifest.files)) == (90, 53, {"model.onnx"})
+    assert (manifest.max_seq_len, manifest.vocab_size, manifest.runners) == (90, 53, {"onnxruntime-genai": ""})
     model = onnx.load(hybrid.folder / "model.onnx")
     assert (model.ir_version, [(o.domain, o.version) for o in model.opset_import]) == (10, [("", 24)])
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
@@ -184,7 +184,7 @@ def test_an_export_replaces_an_export_and_nothing_else(
     manifest = Manifest.read(out)
     assert (manifest.opset, manifest.vocab_size, len(manifest.parity)) == (23, 11, 12)
     assert manifest.graphs["model"].outputs["logits"].dims == ("batch", "sequence", 11)
-    assert manifest.files.keys() == {"model.onnx", "model.onnx.data"}
+    assert manifest.files.keys() == {"model.onnx", "model.onnx.data", "genai.onnx", "genai_config.json"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     (out / MANIFEST).write_text("{}")
     with pytest.raises(ExportError, match="a folder that no export made"):

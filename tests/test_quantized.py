@@ -274,7 +274,9 @@ def test_the_figures_are_those_of_the_folder(
         assert loss == pytest.approx(float(mean), rel=1e-4)
     kl = torch.nn.functional.kl_div(got.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="sum")
     assert figures.kl == pytest.approx(float(kl) / ids.numel(), rel=2e-2)
-    assert figures.bytes == (made.folder / "model.onnx").stat().st_size < figures.exact_bytes
+    size = sum(path.stat().st_size for path in made.folder.glob("model.onnx*"))
+    assert abs(figures.bytes - size) < 0.05 * size  # weights may have been moved to a file of their own
+    assert figures.bytes < figures.exact_bytes
     assert figures.rms < most
     said = Manifest.read(made.folder)
     assert said.precision == label
