@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core import flash
+from ...core import flash, sliced
 from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.component import Site
 from ...core.context import Context
@@ -89,7 +89,7 @@ class LocalAttention(Mechanism):
         """Mix in blocks of the window's length, each seeing itself and its neighbours: linear in T.
 
         Plain tokens that all fit into the window take torch's causal kernel; few tokens after a ring, or an export,
-        one dense mask. On CUDA, FlashAttention has a window of its own.
+        one dense mask. On CUDA, FlashAttention has a window of its own; on CPU, slices of the keys are enough.
         """
         window, length = self.window, q.shape[1]
         if context.weights is not None or is_exporting():
@@ -102,6 +102,9 @@ class LocalAttention(Mechanism):
         if state is None and not self.unfit and flash.takes(q, context):
             after = 0 if self.site.causal else window - 1
             return flash.window_attention(q, k, v, context, scale=self.scale, before=window - 1, after=after), None
+        if state is None and length > window and self.config.soft_cap is None and sliced.takes(q, k, v, context):
+            slices = context.tokens.once(("window slices", window), lambda: self._slices(length, q.device))
+            return sliced.sliced_attention(q, k, v, slices, scale=self.scale), None
         return (self.masked if length <= window else self._in_blocks)(q, k, v, context, state)
 
     def masked(
@@ -128,13 +131,21 @@ class LocalAttention(Mechanism):
 
     def path(self, tokens: int) -> str:
         """Name the kernel."""
-        window = self.window
+        window, why = self.window, sliced.unfit()
         kernel = "torch SDPA" if self.config.soft_cap is None else "reference (no kernel caps scores)"
-        return kernel if tokens <= window else f"{kernel} in blocks of {window}"
+        if tokens <= window:
+            return kernel
+        if self.config.soft_cap is not None:
+            return f"{kernel} in blocks of {window}"
+        blocks = f"in blocks of {window}"
+        return f"{kernel} {blocks}: {why}" if why else f"{kernel} in slices; where scores take a bias, {blocks}"
 
     def on_cuda(self) -> str:
         """Name FlashAttention, or say why it can't be taken."""
         return f"the same: {self.unfit}" if self.unfit else "FlashAttention with a window"
+
+    def _slices(self, length: int, device: torch.device) -> list[sliced.Slice]:
+        return sliced.window_slices(length, self.window, causal=self.site.causal, device=device)
 
     def _extend(
         self, k: Tensor, v: Tensor, context: Context, state: Memories | None

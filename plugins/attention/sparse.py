@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...core import flex
+from ...core import flex, sliced
 from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.blocks import block_tokens, cut, drawn, gathered, listed
 from ...core.component import Site
@@ -25,6 +25,9 @@ from ...core.tokens import Tokens, join, visible
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
+
+FEWEST = 16
+"""Tokens of a block from which on CPU a call for each block costs less than one call for all, gathered."""
 
 
 class SparseAttention(Mechanism):
@@ -137,7 +140,7 @@ class SparseAttention(Mechanism):
     ) -> tuple[Tensor, Memories | None]:
         """Mix by gathering each block's chosen blocks: linear in T. Few tokens, documents, and steps take one mask.
 
-        On CUDA, flex attention's kernel skips the blocks that are not chosen.
+        On CUDA, flex attention's kernel skips the blocks that are not chosen; on CPU, slices of the keys are enough.
         """
         config, length = self.config, q.shape[1]
         if context.weights is not None or is_exporting():
@@ -145,6 +148,9 @@ class SparseAttention(Mechanism):
         if state is None and not self.unfit and flex.takes(q, context):
             shown = context.tokens.once(("sparse blocks, listed", config), lambda: self._listed(length))
             return flex.block_attention(q, k, v, shown, scale=self.scale), None
+        if state is None and length > config.block >= FEWEST and sliced.takes(q, k, v, context):
+            slices = context.tokens.once(("sparse slices", config), lambda: self._slices(length, q.device))
+            return sliced.sliced_attention(q, k, v, slices, scale=self.scale), None
         if state is None and context.tokens.doc is None and length > config.block * self.chosen.shape[1]:
             y = self._in_blocks(q, k, v, context)
             first = 0 if self.site.causal else min(config.n_global * config.block, length)
@@ -176,11 +182,26 @@ class SparseAttention(Mechanism):
     def path(self, tokens: int) -> str:
         """Name the kernel."""
         block, most = self.config.block, self.chosen.shape[1]
-        return f"torch SDPA on {most} gathered blocks of {block}" if tokens > block * most else "torch SDPA, masked"
+        taken = f"torch SDPA on {most} gathered blocks of {block}" if tokens > block * most else "torch SDPA, masked"
+        if tokens <= block:
+            return taken
+        if why := f"slices cost a call each, from blocks of {FEWEST} on" if block < FEWEST else sliced.unfit():
+            return f"{taken}: {why}"
+        return f"torch SDPA in slices of {block}; where scores take a bias, {taken}"
 
     def on_cuda(self) -> str:
         """Name flex attention, or say why it can't be taken."""
         return f"the same: {self.unfit}" if self.unfit else "flex attention, the same blocks"
+
+    def _slices(self, length: int, device: torch.device) -> list[sliced.Slice]:
+        block = self.config.block
+        blocks = -(-length // block)
+        chosen = listed(self._pattern(), self.chosen.shape[1]) if self.chosen.is_meta else self.chosen.numpy()
+        rows = chosen[:blocks].tolist()
+        if not self.site.causal:
+            first = min(self.config.n_global, blocks)
+            rows[:first] = [list(range(blocks))] * first
+        return sliced.block_slices(rows, block, length, causal=self.site.causal, device=device)
 
     def _listed(self, length: int) -> BlockMask:
         block = self.config.block
