@@ -151,9 +151,11 @@ def _by_token(node: ir.Node, length: int | ir.SymbolicDim) -> bool:
 
 
 def _has(value: ir.Value, length: int | ir.SymbolicDim) -> bool:
-    """Say whether a value is of tokens, (batch, sequence, width)."""
+    """Say whether a value is of each row's own tokens, (batch, sequence, width)."""
     shape = value.shape
-    return shape is not None and len(shape) == 3 and shape[1] == length and isinstance(shape[2], int)
+    if shape is None or len(shape) != 3 or isinstance(shape[0], int):
+        return False
+    return shape[1] == length and isinstance(shape[2], int)
 
 
 def _same_for_all(value: ir.Value) -> bool:

@@ -28,7 +28,7 @@ model:
   position: none
   layer: {norm: rms, attention: {kind: full, n_heads: 4, n_kv_heads: 2}, feedforward: {kind: mlp, d_ff: 24}}
   layers:
-    - pattern: [{attention: {kind: rwkv}}, {attention: {kind: local, window: 5}}, {attention: {kind: latent}}, {}]
+    - pattern: [{attention: {kind: local, window: 5}}, {attention: {kind: latent}}, {}, {attention: {kind: rwkv}}]
   norm: rms
   head: lm
 """
