@@ -25,6 +25,9 @@ def ring_write(ring: Tensor, new: Tensor, seen: Tensor, length: Tensor | None) -
         return ring
     after = seen + (new.shape[1] if length is None else length)
     column = ring_tokens(after, ring.shape[1]).pos - seen.unsqueeze(1)
+    if torch.compiler.is_exporting():
+        slot = torch.arange(ring.shape[1], device=ring.device)
+        return _entries(torch.cat([ring, new], dim=1), torch.where(column >= 0, column + ring.shape[1], slot))
     index = column.clamp(min=0, max=new.shape[1] - 1)
     spread = (...,) + (None,) * (ring.dim() - 2)
     taken = new.gather(1, index[spread].expand(ring.shape))
@@ -36,3 +39,11 @@ def ring_in_order(ring: Tensor, seen: Tensor) -> Tensor:
     size = ring.shape[1]
     slot = torch.remainder(seen.unsqueeze(1) + torch.arange(size, device=seen.device), size)
     return ring.gather(1, slot[(...,) + (None,) * (ring.dim() - 2)].expand(ring.shape))
+
+
+def _entries(x: Tensor, index: Tensor) -> Tensor:
+    """Return x (B, S, ...) at index (B, N), (B, N, ...), by one operator of a graph that copies whole entries."""
+    shape = (*index.shape, *x.shape[2:])
+    inputs = [x, index.unsqueeze(2)]
+    taken: Tensor = torch.onnx.ops.symbolic("GatherND", inputs, attrs={"batch_dims": 1}, dtype=x.dtype, shape=shape)
+    return taken

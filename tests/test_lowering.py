@@ -132,5 +132,6 @@ def test_a_local_layer_is_one_attention_in_a_graph(tmp_path: Path) -> None:
     nodes = Counter(node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node)
     assert nodes["Attention"] == 1
     assert nodes["Softmax"] == 0
+    assert nodes["GatherND"] == 2  # the next ring of keys and of values: whole entries, none picked number by number
     said = json.loads((tmp_path / "out" / "transom.json").read_text())["layers"]
     assert said["decoder.layers.0.attention.mechanism"] == "attention local: masked, its lowering for onnx"
