@@ -1,4 +1,4 @@
-"""Attention in slices on CPU: values, gradients and gradients of gradients are those of the definition."""
+"""Attention on CPU, in slices and chunks: values, gradients and gradients of gradients are those of the definition."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transom.core import sliced
 from transom.core.component import Site
 from transom.core.context import Context
 from transom.core.tokens import Tokens
+from transom.plugins.attention.linear import LinearAttention
 from transom.plugins.attention.local import LocalAttention
 from transom.plugins.attention.sparse import SparseAttention
 
@@ -99,3 +100,21 @@ def test_without_its_kernels_the_gathered_blocks_stay(
     torch.testing.assert_close(mixes(*qkv, context)[0], mixes.reference(*qkv, context)[0])
     assert not calls
     assert f"torch {torch.__version__} has no" in mixes.path(311)
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+def test_linear_sums_with_the_normaliser_as_a_column(shared: int) -> None:
+    length, width, heads = random.randint(65, 200), random.randint(3, 9), 2
+    config = LinearAttention.Config(n_heads=heads, n_kv_heads=shared, head_dim=width)
+    mixes = LinearAttention(config, Site(d_model=heads * width, max_seq_len=200))
+    shapes = [(2, length, n, width) for n in (heads, shared, shared)]
+    qkv = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    sums = {"kv": torch.rand(2, shared, width, width).double(), "k": torch.rand(2, shared, width).double()}
+    tokens = Tokens(torch.arange(length).unsqueeze(0))
+    for state in (None, sums):
+        context = Context(tokens, causal=True, seen=None if state is None else torch.tensor([5, 7]))
+        (found, after), (expected, known) = mixes(*qkv, context, state), mixes.reference(*qkv, context, state)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(after, known)
+        grad = torch.randn_like(found)
+        torch.testing.assert_close(*(torch.autograd.grad(y, qkv, grad) for y in (found, expected)))

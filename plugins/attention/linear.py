@@ -85,6 +85,12 @@ class LinearAttention(Mechanism):
         doc = context.tokens.doc
         if fla.takes(q, doc) and q.shape[1] > 1:
             top, kv = self._by_kernel(turned_q, turned_k, wide_v, kv, computed_in(q))
+        elif turned_q is phi_q and not is_exporting():
+            # Nothing is turned: the normaliser is one more column of the values, and scores are formed once.
+            before = None if kv is None or k_sum is None else torch.cat([kv, k_sum], dim=-1)
+            both, sums = causal_sums(phi_q, phi_k, F.pad(wide_v, (0, 1), value=1.0), before, doc)
+            after = None if state is None else {"kv": sums[..., :-1], "k": sums[..., -1]}
+            return _divide(both[..., :-1], both[..., -1:]).to(v.dtype), after
         else:
             top, kv = causal_sums(turned_q, turned_k, wide_v, kv, doc)
         bottom, k_sum = causal_sums(phi_q, phi_k, torch.ones_like(wide_v[..., :1]), k_sum, doc)
@@ -127,7 +133,11 @@ class LinearAttention(Mechanism):
 
     def path(self, tokens: int) -> str:
         """Name the kernel."""
-        return f"chunks of {CHUNK}" if self.site.causal else "one sum"
+        return (
+            f"chunks of {CHUNK}, with the normaliser as a column where nothing is turned"
+            if self.site.causal
+            else "one sum"
+        )
 
     def on_cuda(self) -> str:
         """Name the kernels that are there, or say why they are not."""
@@ -201,19 +211,29 @@ def causal_sums(q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, doc: Ten
     chunks = (length + size - 1) // size
     end = chunks * size - length
     q, k, v = (F.pad(t, (0, 0, 0, 0, 0, end)).unflatten(1, (chunks, size)).transpose(2, 3) for t in (q, k, v))
+    if not is_exporting():
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # products copy what is not, each anew
     q = q.unflatten(2, (k.shape[2], -1))  # (B, N, K, G, L, D), keys (B, N, K, L, D)
     tri = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
     if doc is not None:
         doc = F.pad(doc, (0, end), value=-1).unflatten(1, (chunks, size))
         tri = (tri & (doc.unsqueeze(-1) == doc.unsqueeze(-2)))[:, :, None, None]
-    scores = (q @ k.unsqueeze(3).transpose(-1, -2)).masked_fill(~tri, 0.0)
+    scores = q @ k.unsqueeze(3).transpose(-1, -2)
+    scores = scores.tril() if doc is None and not is_exporting() else scores.masked_fill(~tri, 0.0)
     within = scores @ v.unsqueeze(3)
     if doc is None:
         sums = k.transpose(-1, -2) @ v
         first = sums.new_zeros(sums.shape[:1] + sums.shape[2:]) if before is None else before
         # Shifted before it is summed: taking a chunk out of its own total again would leave a trace of later tokens.
-        carried = torch.cat([first.unsqueeze(1), sums], dim=1).cumsum(1)
-        carried, last = carried[:, :-1], carried[:, -1]
+        if chunks and not torch.compiler.is_compiling() and not is_exporting():
+            held, last = [], first
+            for each in sums.unbind(1):  # the gradient of a cumulative sum turns it around, twice
+                held.append(last)
+                last = last + each
+            carried = torch.stack(held, dim=1)
+        else:
+            carried = torch.cat([first.unsqueeze(1), sums], dim=1).cumsum(1)
+            carried, last = carried[:, :-1], carried[:, -1]
         across = q @ carried.unsqueeze(3)
     else:
         assert before is None, "state and documents never meet"
