@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ExportError
+from .strict import misfit, outside
 
 MANIFEST = "transom.json"
 MASK = "attention_mask"
@@ -121,9 +122,11 @@ class Manifest:
             ExportError: it is missing, broken, or of a format that this version does not know.
         """
         path = folder / MANIFEST
+        if path.is_symlink():
+            raise ExportError(f"{path}: is a link: copy the folder with the files themselves")
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ExportError(f"{path}: can't be read, so {folder} is no exported model: {error}") from None
         if not isinstance(said, dict) or said.pop("format", None) != FORMAT:
             raise ExportError(f"{path}: not of format {FORMAT}, the one that this version reads: export again")
@@ -131,9 +134,21 @@ class Manifest:
             said["graphs"] = {name: _graph(facts) for name, facts in said["graphs"].items()}
             said["state"] = {name: _tensor(StateFacts, facts) for name, facts in said["state"].items()}
             lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
-            return cls(**{**said, **lists})
-        except (KeyError, TypeError, AttributeError) as error:
+            found = cls(**{**said, **lists})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ExportError(f"{path}: is broken ({error}): export again") from None
+        if wrong := misfit(found, cls) or found._unknown():
+            raise ExportError(f"{path}: {wrong}: export again")
+        return found
+
+    def _unknown(self) -> str:
+        """Return the first name in a graph that nothing here explains, with its place, or ""."""
+        for name, graph in self.graphs.items():
+            if graph.file not in self.files:
+                return f"graphs.{name}.file: {ascii(graph.file)[:60]} is not among its files"
+            if strange := {*graph.takes, *graph.gives} - self.state.keys():
+                return f"graphs.{name}: there is no state {ascii(min(strange))[:60]}"
+        return ""
 
     def check_files(self, folder: Path) -> None:
         """Check that every file is there and unchanged.
@@ -141,6 +156,9 @@ class Manifest:
         Raises:
             ExportError: with the first file that is not.
         """
+        for name in self.files:
+            if wrong := outside(folder, name):
+                raise ExportError(f"{folder / MANIFEST}: files: {wrong}: export again, or copy the folder whole")
         for name, digest in self.files.items():
             path = folder / name
             if not path.is_file():
