@@ -43,7 +43,7 @@ def _plain(value: object, kind: Any) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     if kind is float:
-        return isinstance(value, (int, float)) and math.isfinite(value) and abs(value) < LARGEST
+        return math.isfinite(value) if isinstance(value, float) else _plain(value, int)
     if kind is int:
         return isinstance(value, int) and -LARGEST <= value < LARGEST
     return isinstance(kind, type) and isinstance(value, kind)

@@ -24,7 +24,10 @@ def _whole(folder: Path) -> None:
     (folder / "model.onnx.data").write_bytes(bytes(97))
     tokens = TensorFacts(("batch", "sequence"), "int64", 11)
     logits = TensorFacts(("batch", 1, 11), "float32")
-    state = {"seen": StateFacts("past.seen", "present.seen", ("batch",), "int64", "fixed", 0)}
+    state = {
+        "seen": StateFacts("past.seen", "present.seen", ("batch",), "int64", "fixed", 0),
+        "peak": StateFacts("p", "q", (), "float32", "fixed", -1e38),
+    }
     graph = GraphFacts("model.onnx", {"input_ids": tokens}, {"logits": logits}, ("seen",), ("seen",))
     files = {path.name: sha256(path) for path in folder.iterdir()}
     facts = {"max_seq_len": 13, "vocab_size": 11, "opset": 24, "precision": "fp32"}
