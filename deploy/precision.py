@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import onnx_ir as ir
 import onnxruntime as ort  # type: ignore[import-untyped]
 import torch
@@ -12,6 +10,7 @@ from ..core.topology import Topology
 from ..errors import ExportError
 from .graph import IR_VERSION
 from .session import providers
+from .source import sharing
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ALLOWED = {"fp16": 0.1, "bf16": 0.3}
@@ -20,7 +19,7 @@ ALLOWED = {"fp16": 0.1, "bf16": 0.3}
 
 def in_precision(model: Topology, precision: str) -> Topology:
     """Return a copy of a model whose weights are of a precision; what it remembers follows its declarations."""
-    return copy.deepcopy(model, {id(model.spec): model.spec}).to(DTYPES[precision])
+    return sharing(model).to(DTYPES[precision])
 
 
 def check_kernels(precision: str) -> None:

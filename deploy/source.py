@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from ..core.topology import Topology
 from ..core.vocabulary import ROLES, Roles
@@ -96,8 +97,17 @@ def read_source(model_or_run: Topology | str | os.PathLike[str]) -> Source:
     given = model_or_run
     if any(tensor.is_meta for tensor in given.state_dict().values()):
         raise ExportError("the model is on the meta device and has no weights: compose it on a real one")
-    own = copy.deepcopy(given, {id(given.spec): given.spec})
-    return Source(own.to("cpu", torch.float32).eval())
+    return Source(sharing(given).to("cpu", torch.float32).eval())
+
+
+def sharing(model: Topology) -> Topology:
+    """Return a copy of a model that shares the memory of its weights, as long as neither is moved or cast."""
+    known: dict[int, Any] = {id(model.spec): model.spec}
+    for weight in model.parameters():
+        known[id(weight)] = nn.Parameter(weight.detach(), weight.requires_grad)
+    for buffer in model.buffers():
+        known[id(buffer)] = buffer.detach()
+    return copy.deepcopy(model, known)
 
 
 def _read_run(run: Path) -> Source:
