@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from .context import Context
 from .linear import at_least_fp32
 from .norm import Norm
 from .placement import PLAIN, Placement, Stream, norms_around
-from .position import Position, add_positions
+from .position import Position, Positions
 from .state import Memories
 from .sublayer import Sublayer
 
@@ -50,6 +50,7 @@ class Block(nn.Module):
         for name, norm in norms.items():
             self.add_module(f"{name}_norm", norm)
         self.positions = None if positions is None else nn.ModuleList(positions)
+        self.own_positions = Positions(positions or ())
         self.dropout = stream.dropout
         self.share = 0.5 ** stream.halvings[0]
         self.halves = stream.halvings[1] > stream.halvings[0]
@@ -66,11 +67,6 @@ class Block(nn.Module):
             for name in self.names
         ]
 
-    @property
-    def own_positions(self) -> Sequence[Position]:
-        """Return the encodings of this layer alone."""
-        return cast(Sequence[Position], self.positions)
-
     def sublayers(self) -> dict[str, Sublayer]:
         """Return the sublayers by name, in the order that they run."""
         return {name: getattr(self, name) for name in self.names}
@@ -80,7 +76,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, dict[str, Memories]]:
         """Return the changed x (B, T, C) and each sublayer's next state; `contexts` is by sublayer name."""
         if self.positions is not None:
-            x = add_positions(x, self.own_positions, contexts["attention"].tokens)
+            x = self.own_positions.add(x, contexts["attention"].tokens)
         kept: dict[str, Memories] = {}
         modules: Any = self._modules
         narrow: torch.dtype | None = None

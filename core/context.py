@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .position import Position, Served, Turns
+from .position import Positions, Served, Turns
 from .tokens import Tokens, join, visible
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # and nothing is set later: a frozen one takes five times as long to make, at each step
 class Context:
     """Describe one pass, built once and read by every layer.
 
@@ -23,10 +23,9 @@ class Context:
     `seen` (B,) int64: how many real tokens came before; None when nothing is remembered.
     `asked`: how many of the tokens, the last ones, are only asked for: they see, and are not seen.
     `memory` (B, M, C) and `memory_tokens`: what cross attention reads; `memory` is None once its state is primed.
-    `positions`: the encodings in use, in order. `served`: the attention that they serve, where one of them projects.
+    `positions`: the encodings in use, if any. `served`: the attention that they serve, where one of them projects.
     `weights`: attention weights are appended here when someone asks. `written`: what was written to slots, likewise.
-    `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them. `scored`,
-    `projects`: whether a position adds to scores, and whether one asks for projections.
+    `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them.
     """
 
     tokens: Tokens
@@ -35,19 +34,22 @@ class Context:
     seen: Tensor | None = None
     memory: Tensor | None = None
     memory_tokens: Tokens | None = None
-    positions: Sequence[Position] = ()
+    positions: Positions | None = None
     weights: list[Tensor] | None = None
     asked: int = 0
     written: list[Tensor] | None = None
     served: Served | None = None
     slots: Tokens | None = None
-    scored: bool = field(init=False)
-    projects: bool = field(init=False)
 
-    def __post_init__(self) -> None:
-        # Once a pass: every layer of every model asks for these.
-        object.__setattr__(self, "scored", any("score" in position.hooks for position in self.positions))
-        object.__setattr__(self, "projects", any(position.projects for position in self.positions))
+    @property
+    def scored(self) -> bool:
+        """Say whether a position adds to scores."""
+        return self.positions is not None and bool(self.positions.scores)
+
+    @property
+    def projects(self) -> bool:
+        """Say whether a position asks for projections."""
+        return self.positions is not None and self.positions.projects
 
     def serving(self, attention: Served) -> Context:
         """Return this context within one attention: itself, unless a position asks for the attention's projections."""
@@ -57,7 +59,7 @@ class Context:
         """Return this context where one of the sets of projections is at work that the attention served has."""
         return self if self.served is None else replace(self, served=self.served.of(place))
 
-    def at(self, positions: Sequence[Position]) -> Context:
+    def at(self, positions: Positions | None) -> Context:
         """Return this context with other positions."""
         return replace(self, positions=positions)
 
@@ -127,31 +129,27 @@ class Context:
 
     def rotate(self, x: Tensor) -> Tensor:
         """Return queries or keys of the new tokens, x (B, T, H, D), turned by the positions that rotate."""
-        for position in self.positions:
-            if "rotate" in position.hooks:
-                x = position.rotate(x, self.tokens)
-        return x
+        return x if self.positions is None else self.positions.rotate(x, self.tokens)
 
     @property
     def rotates(self) -> bool:
         """Say whether a position turns queries and keys."""
-        return any("rotate" in position.hooks for position in self.positions)
+        return self.positions is not None and bool(self.positions.rotates)
 
     def turning(self) -> Turns | None:
         """Return the table that `rotate` turns by; None where there is no one such table."""
-        rotating = [position for position in self.positions if "rotate" in position.hooks]
+        rotating = () if self.positions is None else self.positions.rotates
         return self.tokens.once(("turning", rotating[0]), rotating[0].turning) if len(rotating) == 1 else None
 
     def score(self, q_tokens: Tokens, k_tokens: Tokens | None, q: Tensor, k: Tensor) -> Tensor | None:
         """Return what positions add to scores, (B or 1, H, T, S); None when none does. No k_tokens: `keys`."""
         bias: Tensor | None = None
-        for position in self.positions:
-            if "score" in position.hooks:
-                keys = self.keys if k_tokens is None else k_tokens
-                if position.projects:
-                    assert self.served is not None, "a mechanism is called by its shell"
-                    added = position.score_with(self.served, q_tokens, keys, q, k)
-                else:
-                    added = position.score(q_tokens, keys, q, k)
-                bias = added if bias is None else bias + added
+        for position in () if self.positions is None else self.positions.scores:
+            keys = self.keys if k_tokens is None else k_tokens
+            if position.projects:
+                assert self.served is not None, "a mechanism is called by its shell"
+                added = position.score_with(self.served, q_tokens, keys, q, k)
+            else:
+                added = position.score(q_tokens, keys, q, k)
+            bias = added if bias is None else bias + added
         return bias

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -108,11 +108,33 @@ class Position(nn.Module, Component, ABC):
         raise NotImplementedError(f"{type(self).__name__} does not declare that it projects")
 
 
-def add_positions(x: Tensor, positions: Iterable[Position], tokens: Tokens) -> Tensor:
-    """Return embeddings x (B, T, C) with all positions added that are added."""
-    for position in positions:
-        x = position.add(x, tokens) if "add" in position.hooks else x
-    return x
+class Positions:
+    """Hold the encodings that serve a layer, in order, sorted once by what each does: a pass asks many times.
+
+    `adds`, `rotates`, `scores`: those that declare the hook. `projects`: whether one of them asks for projections.
+    """
+
+    def __init__(self, positions: Iterable[Position] = ()) -> None:
+        self._all = tuple(positions)
+        self.adds, self.rotates, self.scores = (
+            tuple(position for position in self._all if hook in position.hooks) for hook in ("add", "rotate", "score")
+        )
+        self.projects = any(position.projects for position in self._all)
+
+    def __iter__(self) -> Iterator[Position]:
+        return iter(self._all)
+
+    def add(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """Return embeddings x (B, T, C) with all positions added that are added."""
+        for position in self.adds:
+            x = position.add(x, tokens)
+        return x
+
+    def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """Return queries or keys x (B, T, H, D) turned by all positions that rotate."""
+        for position in self.rotates:
+            x = position.rotate(x, tokens)
+        return x
 
 
 def in_each_row(x: Tensor, rows: int) -> Tensor:

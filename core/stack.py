@@ -18,7 +18,7 @@ from .context import Context
 from .embedding import Borrowed, Embedding
 from .inputs import Input
 from .norm import Norm
-from .position import Position, add_positions
+from .position import Position, Positions
 from .slots import MASK, run_in_slots
 from .state import PAST, POS, SEEN, Declared, Memories, Remembered, State
 from .tokens import ORDER, Packing, Permuted, Tokens, document_positions, with_asked
@@ -42,7 +42,7 @@ class Stack(nn.Module):
         self.site = site
         self.embedding = embedding
         self.positions = nn.ModuleList(positions)
-        self._positions = tuple(positions)
+        self._positions = Positions(positions)
         own = [position for block in blocks if block.positions is not None for position in block.own_positions]
         self.all_positions = (*positions, *own)
         self._most = min([site.max_seq_len, *(position.most() for position in self.all_positions)])
@@ -66,6 +66,7 @@ class Stack(nn.Module):
         ]
         self._declared = self._declare()
         self._appends = POS in self._declared
+        self._places_on: dict[torch.device, Tensor] = {}
         self._beside = any("beside" in block.names for block in blocks)
 
     @property
@@ -204,7 +205,7 @@ class Stack(nn.Module):
             asked = asked if packing is None else packing.dest.gather(1, asked)
             tokens = with_asked(own, asked)
             x = torch.cat([x, self.embedding.asking().to(x.dtype).expand(*asked.shape, -1)], dim=1)
-        x = self.embedding.finish(add_positions(x, self._positions, tokens))
+        x = self.embedding.finish(self._positions.add(x, tokens))
         context = Context(
             tokens, self.site.causal, self._past(state), None if state is None else state.seen,
             positions=self._positions, weights=weights, asked=0 if asked is None else asked.shape[1],
@@ -225,7 +226,7 @@ class Stack(nn.Module):
         # Positions are those of a layer's attention: what stands beside it has none.
         contexts = {"attention": context, "cross_attention": cross, "feedforward": context}
         if self._beside:
-            contexts["beside"] = context.at(())
+            contexts["beside"] = context.at(None)
         tensors: dict[str, Tensor] = {}
         dtype = x.dtype
         for place, (block, subs) in enumerate(zip(self.blocks, self._state_names, strict=True)):
@@ -259,10 +260,20 @@ class Stack(nn.Module):
             # Padding becomes a document of its own: it stands at the end of a packed row.
             doc = doc if packing is None else packing.pack(doc + 1)
             return Tokens(document_positions(doc), valid, doc)
+        if valid is None and (state is None or not state.padded) and not torch.compiler.is_compiling():
+            first = 0 if state is None else state.columns  # no row has padding: column and position are one
+            return Tokens.in_order(self._places(first, x.shape[1], x.device), first)
         if state is not None and x.shape[1] == 1 and not is_exporting():
             return Tokens(state.seen.unsqueeze(1), valid)
         column = torch.arange(x.shape[1], device=x.device)
         return Tokens(column.unsqueeze(0) if state is None else column + state.seen.unsqueeze(1), valid)
+
+    def _places(self, first: int, count: int, device: torch.device) -> Tensor:
+        """Return the positions from `first` on, (1, count), cut from what is kept of all of them."""
+        if device not in self._places_on:
+            with torch.inference_mode(False):  # what is made in one pass serves all others too
+                self._places_on[device] = torch.arange(self.site.max_seq_len, device=device).unsqueeze(0)
+        return self._places_on[device].narrow(1, first, count)
 
     def _past(self, state: State | None) -> Tokens | None:
         if state is None or state.room is not None or not self._appends:
@@ -305,9 +316,13 @@ class Stack(nn.Module):
             tensors |= {mark_name(name): mark for name, mark in slots.marks.items()}
         elif self._appends:
             pos = tokens.pos if tokens.valid is None else tokens.pos.masked_fill(~tokens.valid, -1)
-            tensors[POS] = torch.cat([state.tensors[POS], pos], dim=1)
+            before, rows = state.tensors[POS], state.seen.shape[0]
+            if tokens.first is None:
+                tensors[POS] = torch.cat([before, pos.expand(rows, -1)], dim=1)
+            else:
+                tensors[POS] = self._places(0, tokens.first + pos.shape[1], pos.device).expand(rows, -1)
             for name in self._marks:
-                mark = tokens.marks.get(name, torch.zeros_like(pos))
+                mark = tokens.marks.get(name, torch.zeros_like(pos)).expand(rows, -1)
                 tensors[mark_name(name)] = torch.cat([state.tensors[mark_name(name)], mark], dim=1)
         columns = state.columns + tokens.pos.shape[1]
         padded = state.padded if mask is None else columns

@@ -65,7 +65,7 @@ Memories = dict[str, Tensor]
 """A sublayer's state at run time, by the declared names."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # and nothing is set later: a frozen one takes five times as long to make, at each step
 class State:
     """Hold all that a model remembers after some tokens: a step takes one and returns the next.
 

@@ -20,7 +20,7 @@ ORDER = "order"
 """The mark of tokens that have an order of their own: none sees what comes later in it; 0 is seen by all."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # and nothing is set later: a frozen one takes five times as long to make, at each step
 class Tokens:
     """Hold where the tokens of a sequence stand.
 
@@ -29,13 +29,23 @@ class Tokens:
     `doc` (B, T) int64: the document of a packed row; None when a row is one document.
     `marks` (B, T) int64: what layers and positions read of each token besides, by the name of the input; one that a
     call leaves out is not there, and means zeros.
+    `first`: the position of the first column, where all rows stand alike, one position a column, and it is known
+    without asking a device; what is moved or replaced does not keep it.
     """
 
     pos: Tensor
     valid: Tensor | None = None
     doc: Tensor | None = None
     marks: Mapping[str, Tensor] = field(default_factory=dict)
+    first: int | None = field(default=None, init=False)
     _made: dict[Hashable, object] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def in_order(pos: Tensor, first: int) -> Tokens:
+        """Return the plain tokens of rows that all stand at `pos` (1, T): `first` and those that follow it."""
+        tokens = Tokens(pos)
+        tokens.first = first
+        return tokens
 
     def __getitem__(self, columns: slice) -> Tokens:
         """Return the tokens of some columns."""

@@ -32,7 +32,7 @@ class StackRole:
     prefix: str = ""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # and nothing is set later, as in a State
 class Output:
     """Hold what a model gives.
 
@@ -224,10 +224,14 @@ class Topology(nn.Module, Component, ABC):
         Raises:
             InputError: one that is not optional is missing, or one is given that no stack reads.
         """
+        if len(stacks) == 1 and given.keys() == self._reads[stacks[0]].keys():
+            own = {name: given[source] for source, name in self._reads[stacks[0]].items()}
+            if not any(tensor is None for tensor in own.values()):
+                return {stacks[0]: cast(Tensors, own)}
         taken: dict[str, Tensors] = {}
         left = len(given)
         for stack in stacks:
-            taken[stack] = own = {}
+            taken[stack] = mine = {}
             for name, declared in self._reads[stack].items():
                 tensor = given.get(name)
                 if tensor is None:
@@ -236,7 +240,7 @@ class Topology(nn.Module, Component, ABC):
                         continue
                     self._refuse(given, stacks)
                 left -= 1
-                own[declared] = tensor
+                mine[declared] = tensor
         if left and any(tensor is not None for name, tensor in given.items() if name not in self._names(stacks)):
             self._refuse(given, stacks)
         return taken

@@ -100,7 +100,7 @@ class _Tree:
         positions = stack.position if layer.position is None else layer.position
         children: list[Branch] = []
         if layer.position is not None:
-            children += _positions(layer.position, block.own_positions)
+            children += _positions(layer.position, tuple(block.own_positions))
         if layer.norm is not None:
             norms = [module for module in block.children() if isinstance(module, Norm)]
             label = layer.norm.name if len(norms) == 1 else f"{layer.norm.name} ({len(norms)} x)"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.context import Context
+from ...core.position import Positions
 from ...core.tokens import Tokens
 from ..cases import D_MODEL, Case, site_of
 from ..places import hook_of, hooks, once, only, pair, paired
@@ -128,7 +129,7 @@ def shifting_a_layer(subject: Subject, trial: Trial) -> None:
     case, chosen = pair(subject)
     length, shift = trial.size("length", (29,), least=2), trial.size("shift", SHIFTS)
     layer = sublayer(case, causal=subject.causal)
-    positions = [position(chosen, case, causal=subject.causal)]
+    positions = Positions([position(chosen, case, causal=subject.causal)])
     x, near, far = vectors(trial.size("batch", (2,)), length), _tokens(0, length), _tokens(shift, length)
     y, moved = (layer(x, Context(t, subject.causal, positions=positions))[0] for t in (near, far))
     trial.close(moved, y, what="the result at shifted places")

@@ -180,7 +180,9 @@ class LatentAttention(Mixer):
             v = F.pad(v, (0, spare))
         elif spare < 0:
             q, k = F.pad(q, (0, -spare)), F.pad(k, (0, -spare))
-        return softmax_in(context.at(()), q, k.transpose(1, 2), v.transpose(1, 2), scale=self.scale)[..., : self.v_dim]
+        return softmax_in(context.at(None), q, k.transpose(1, 2), v.transpose(1, 2), scale=self.scale)[
+            ..., : self.v_dim
+        ]
 
     def _absorbed(self, q: Tensor, kept: Tensor, context: Context) -> Tensor:
         """Mix values (B, T, H, v_dim) as if the compressed vector were the one key and the one value of all heads."""
@@ -190,7 +192,7 @@ class LatentAttention(Mixer):
         q = torch.cat([torch.einsum("bthd,hdr->bthr", q, to_k), q_turned], dim=-1)
         shared = kept.unsqueeze(2)
         shared = shared.transpose(1, 2)
-        mixed = softmax_in(context.at(()), q, shared, shared, scale=self.scale)[..., : self.rank]
+        mixed = softmax_in(context.at(None), q, shared, shared, scale=self.scale)[..., : self.rank]
         return torch.einsum("bthr,hvr->bthv", mixed, to_v)
 
     def _absorbs(self, tokens: int) -> bool:

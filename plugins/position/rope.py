@@ -15,6 +15,9 @@ from ...core.scaling import Scaling
 from ...core.state import accumulation_dtype
 from ...core.tokens import Tokens, lengths
 
+LEAST = 256
+"""Tokens that a table of turns begins with."""
+
 
 class RopePosition(Position):
     """Turn pairs of entries of each query and key by angles that grow with position (Su et al. 2021)."""
@@ -53,6 +56,8 @@ class RopePosition(Position):
             if factors is not None and len(factors) != self.width // 2:
                 raise ValueError(f"scaling: {len(factors)} factors for the {self.width // 2} pairs that turn")
         self._kept: dict[tuple[torch.device, torch.dtype, bool], Tensor] = {}
+        self._far = self.edges()
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def edges(self) -> tuple[int, ...]:
         """Return the length beyond which all of a text is turned otherwise, where there is one."""
@@ -61,7 +66,7 @@ class RopePosition(Position):
 
     def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return x (B, T, H, D) turned; computed in fp32 at least."""
-        cos, sin = tokens.once((self, x.dtype), lambda: self._cos_sin(tokens, accumulation_dtype(x.dtype)))
+        cos, sin = tokens.once((self, x.dtype), lambda: self._turns(tokens, accumulation_dtype(x.dtype)))
         turning = x if self.width == x.shape[-1] else x[..., : self.width]
         if turning.dtype != cos.dtype:
             turning = turning.to(cos.dtype)
@@ -85,6 +90,18 @@ class RopePosition(Position):
         if self.config.layout == "half":  # the second of a pair has its sine as it is
             return Turns(cos[:, pairs:], sin[:, pairs:], interleaved=False)
         return Turns(cos[:, 1::2], sin[:, 1::2], interleaved=True)
+
+    def _turns(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return what `_cos_sin` does: of tokens in order, from a table that is kept and grows with the longest row."""
+        if torch.compiler.is_compiling() or tokens.first is None or self._far:
+            return self._cos_sin(tokens, dtype)
+        first, count, key = tokens.first, tokens.pos.shape[1], (tokens.pos.device, dtype)
+        if key not in self._tables or self._tables[key][0].shape[1] < first + count:
+            size = max(LEAST, 1 << (first + count - 1).bit_length())
+            with torch.inference_mode(False), torch.no_grad():  # what is made in one pass serves all others too
+                self._tables[key] = self._cos_sin(Tokens(torch.arange(size, device=key[0]).unsqueeze(0)), dtype)
+        cos, sin = self._tables[key]
+        return cos.narrow(1, first, count), sin.narrow(1, first, count)
 
     def _cos_sin(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of each entry, (B or 1, T, 1, width); the first of a pair has its sine negated."""

@@ -11,6 +11,7 @@ import torch
 from planted.fault import planted
 from planted.sound import BandAttention, RunningMeanAttention
 from transom.core.attention import is_exporting
+from transom.core.position import Positions
 from transom.registry.manager import get
 
 LINEAR = get("attention", "linear")
@@ -60,10 +61,10 @@ class SaysScore(BandAttention):
     """It declares that it takes a bias on scores, and drops it."""
 
     def forward(self, q, k, v, context, state=None):
-        return super().forward(q, k, v, context.at(()), state)
+        return super().forward(q, k, v, context.at(None), state)
 
     def reference(self, q, k, v, context, state=None):
-        return super().reference(q, k, v, context.at(()), state)
+        return super().reference(q, k, v, context.at(None), state)
 
 
 @planted(0, "'rotate'")
@@ -71,10 +72,10 @@ class SaysRotate(LINEAR):
     """It declares that it turns queries and keys itself, and does not."""
 
     def forward(self, q, k, v, context, state=None):
-        return super().forward(q, k, v, context.at(()), state)
+        return super().forward(q, k, v, context.at(None), state)
 
     def reference(self, q, k, v, context, state=None):
-        return super().reference(q, k, v, context.at(()), state)
+        return super().reference(q, k, v, context.at(None), state)
 
 
 @planted(0, "declare 'score'")
@@ -125,7 +126,7 @@ class LowersWithoutBias(BandAttention):
 
     def lowered(self, q, k, v, context, state=None):
         positions = [p for p in context.positions if "score" not in p.hooks]
-        return BandAttention.forward(self, q, k, v, context.at(positions), state)
+        return BandAttention.forward(self, q, k, v, context.at(Positions(positions)), state)
 
 
 @planted(19, "logits")
