@@ -178,8 +178,9 @@ def _replace(matrix: Matrix, nodes: Sequence[ir.Node]) -> None:
 
 def _sweep(graph: ir.Graph) -> None:
     """Take out what nothing reads any more."""
-    for node in [node for node in graph if node.op_type == "Transpose" and not node.outputs[0].uses()]:
-        graph.remove(node, safe=True)
+    for node in [node for node in graph if node.op_type == "Transpose"]:
+        if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+            graph.remove(node, safe=True)
     outputs = set(graph.outputs)
     for name in [n for n, value in graph.initializers.items() if not value.uses() and value not in outputs]:
         del graph.initializers[name]

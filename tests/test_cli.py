@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -284,12 +285,18 @@ def test_from_a_spec_to_text_without_torch(tmp_path: Path, capsys: pytest.Captur
     assert ends_with(["train", str(spec), "-o", str(run), "train.lr=2"]) == 2
     assert "holds a run of another spec" in capsys.readouterr().err
     assert ends_with(["eval", str(run)]) == 0
-    assert "bits_per_byte" in capsys.readouterr().out
+    figures = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert "bits_per_byte" in figures
     asked = ["the 3 cats", "on the", "--max-new-tokens", "9", "--temperature", "0.7", "--seed", "4"]
     assert ends_with(["generate", str(run), *asked]) == 0
     text = capsys.readouterr().out
     assert ends_with(["export", str(run), "-o", str(out), "model.d_model=3"]) == 2
     assert "model.d_model=3: what a run is exported to can be changed" in capsys.readouterr().err
+    small = ["export.quantize.method=gptq", "export.quantize.samples=3"]
+    assert ends_with(["export", str(run), "-o", str(out), *small]) == 0
+    losses = re.search(r"held-out loss (\S+) -> (\S+) nats", capsys.readouterr().out)
+    assert losses is not None
+    assert [float(loss) for loss in losses.groups()] == pytest.approx([float(figures["loss"])] * 2, rel=0.05)
     assert ends_with(["export", str(run), "-o", str(out), "export.logits=all"]) == 0
     assert "same token 100.0%" in capsys.readouterr().out
     command = [sys.executable, "-c", WITHOUT_TORCH, "generate", str(out), *asked]

@@ -45,6 +45,19 @@ model:
   head: {kind: lm, tied: true}
 objective: causal_lm
 """
+PAIR = """
+model:
+  topology: encoder_decoder
+  d_model: 24
+  max_seq_len: 19
+  embedding: {kind: token, vocab_size: 23}
+  position: sinusoidal
+  layer: {norm: rms, attention: {kind: full, n_heads: 2}, feedforward: {kind: mlp, d_ff: 40}}
+  encoder: {layers: [{}]}
+  decoder: {layer: {cross_attention: {kind: full, n_heads: 2}}, layers: [{}]}
+  norm: rms
+  head: lm
+"""
 EXACT_PRODUCTS = QuantizeSettings(
     method="int4", block_size=16, accuracy_level=0, wide=("*.out",), leave_out=("*.down",)
 )
@@ -309,6 +322,22 @@ def test_codes_go_with_half_precision(exported: Export) -> None:
     graph = onnx.load(made.folder / "model.onnx").graph
     scales = [tensor for tensor in graph.initializer if tensor.name.endswith(".scales")]
     assert {tensor.data_type for tensor in scales} == {TensorProto.FLOAT16}
+
+
+def test_a_graph_that_gives_what_another_remembers_is_quantized(tmp_path: Path) -> None:
+    """What the encoder gives of the source is turned on its way out, and read by nothing in its graph."""
+    pair = compose(parse_spec(PAIR)).eval()
+    report = export(pair, tmp_path / "out", settings=ExportSettings(quantize="int8_weights"))
+    quantized = report.figures[0].quantized
+    assert {name.partition(".")[0] for name in quantized} == {"encoder", "decoder", "heads"}
+    assert report.figures[0].rms < 0.05
+    runtime = ArrayRuntime(tmp_path / "out")
+    ids = np.random.default_rng(7).integers(23, size=(2, 6))
+    writer = runtime.read(ids)
+    found, _ = writer.step(ids[:, :1], None, writer.start(2))
+    with torch.no_grad():
+        wanted = pair(input_ids=torch.from_numpy(ids), decoder_input_ids=torch.from_numpy(ids[:, :1])).logits[:, -1]
+    assert float((torch.from_numpy(found) - wanted).norm()) < 0.05 * float(wanted.norm())
 
 
 def test_what_has_no_kernels_is_refused_before_anything_is_made(model: Topology, tmp_path: Path) -> None:
