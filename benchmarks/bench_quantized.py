@@ -39,12 +39,14 @@ OURS: Mapping[str, Mapping[str, Any] | None] = {
     "int8_weights, embedding": {"method": "int8_weights", "embedding": True},
     "int4": {"method": "int4"},
     "int4, embedding": {"method": "int4", "embedding": True},
+    "int4, long blocks": {"method": "int4", "block_size": 256, "embedding": True, "wide": ("*.attention.out",)},
 }
 THEIRS: Mapping[str, Sequence[str]] = {
     "fp32": ("-p", "fp32"),
     "int8": ("-p", "int8"),
     "int4": ("-p", "int4"),
     "int4 k_quant": ("-p", "int4", "--extra_options", "algo_config=k_quant"),
+    "int4 long blocks": ("-p", "int4", "--extra_options", "block_size=256"),
 }
 
 # What a process does that holds one engine: it answers lines of JSON with lines of JSON.
@@ -150,7 +152,7 @@ def build_ours(work: Path, names: Sequence[str]) -> list[Engine]:
         export(work / "run", work / "fp32")
     engines = []
     for name in names:
-        out = work / name.replace(", ", "-")
+        out = work / name.replace(", ", "-").replace(" ", "-")
         if not out.exists():
             quantized(work / "fp32", out, OURS[name])
         engines.append(Engine.start("transom", name, sys.executable, out))
