@@ -19,9 +19,14 @@ def unfit(head_dim: int) -> str:
     """Say why FlashAttention can't serve heads of `head_dim` with a window; empty where it can."""
     if head_dim % 8 or head_dim > WIDEST:
         return f"FlashAttention takes heads of multiples of 8 up to {WIDEST}, not {head_dim}"
-    if not {"scale", "window_size"} <= _taken().keys():
+    # Asked where there is a device alone: to look takes as long as importing torch, whose compiler it brings.
+    if torch.cuda.is_available() and not _has_window():
         return f"torch {torch.__version__} gives FlashAttention no window"
     return ""
+
+
+def _has_window() -> bool:
+    return {"scale", "window_size"} <= _taken().keys()
 
 
 def takes(q: Tensor, context: Context) -> bool:

@@ -113,7 +113,8 @@ def _chunk(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor)
     loss = -(logs.gather(1, index).squeeze(1) * real).sum()
     gradient = logs.exp_()
     gradient.scatter_add_(1, index, gradient.new_full(index.shape, -1.0))
-    return torch.mul(gradient, real.unsqueeze(1), out=logits), loss, hits
+    counts = real.unsqueeze(1)
+    return gradient.mul_(counts) if gradient is logits else torch.mul(gradient, counts, out=logits), loss, hits
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

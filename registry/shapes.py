@@ -32,6 +32,8 @@ def rule_of(func: Any) -> Rule | None:
     written = func._schema.arguments and func._schema.arguments[0].alias_info
     if written is not None and written.is_write:
         return None if torch.Tag.inplace_view in func.tags else lambda x, *_, **__: x
+    if [argument.name for argument in func._schema.arguments if argument.is_out] == ["out"]:
+        return lambda *_, out, **__: out
     if func.overloadpacket in RULES:
         return RULES[func.overloadpacket]
     return functools.partial(_pointwise, func.overloadpacket) if torch.Tag.pointwise in func.tags else None

@@ -179,6 +179,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_linear_attention_hands_over_its_sums(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of heads share keys, and a state goes in and comes out with one entry a key head."""
     kernels(monkeypatch)
+    monkeypatch.setattr(Tensor, "float", lambda self: self)  # states would be rounded
     linear = LinearAttention(
         LinearAttention.Config(n_heads=6, n_kv_heads=3, head_dim=5), Site(d_model=30, max_seq_len=64)
     )
