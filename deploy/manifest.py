@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import ExportError
+from .reaching import locations
 from .strict import misfit, outside
 
 MANIFEST = "transom.json"
 MASK = "attention_mask"
+GRAPH = ".onnx"  # under other endings ONNX Runtime looks for formats of its own
 FORMAT = 1
 TOTAL = "total"  # all columns since the first step; the length of a past after a step that makes it longer
 Dims = tuple[str | int, ...]
@@ -144,6 +146,8 @@ class Manifest:
     def _unknown(self) -> str:
         """Return the first name in a graph that nothing here explains, with its place, or ""."""
         for name, graph in self.graphs.items():
+            if not graph.file.endswith(GRAPH):
+                return f"graphs.{name}.file: {ascii(graph.file)[:60]} does not end in {GRAPH}"
             if graph.file not in self.files:
                 return f"graphs.{name}.file: {ascii(graph.file)[:60]} is not among its files"
             if strange := {*graph.takes, *graph.gives} - self.state.keys():
@@ -151,20 +155,43 @@ class Manifest:
         return ""
 
     def check_files(self, folder: Path) -> None:
-        """Check that every file is there and unchanged.
+        """Check that the folder holds every file unchanged and no other, and that its graphs read no other.
+
+        Names that begin with a dot may be there too: nothing here reads them.
 
         Raises:
-            ExportError: with the first file that is not.
+            ExportError: with the first that is not so.
         """
         for name in self.files:
             if wrong := outside(folder, name):
                 raise ExportError(f"{folder / MANIFEST}: files: {wrong}: export again, or copy the folder whole")
+        known = {MANIFEST, *self.files}
+        if others := sorted(ascii(path.name)[1:-1] for path in folder.iterdir() if not _may_be(path.name, known)):
+            raise ExportError(f"{folder / others[0]}: {MANIFEST} lists no such file: move it away, or export again")
         for name, digest in self.files.items():
             path = folder / name
             if not path.is_file():
                 raise ExportError(f"{path}: is missing: copy the folder whole, or export again")
             if sha256(path) != digest:
                 raise ExportError(f"{path}: is not the file that was exported (its sha256 differs): export again")
+        for name in self.files:
+            if name.endswith(GRAPH):
+                self._check_reach(folder / name)
+
+    def _check_reach(self, path: Path) -> None:
+        """Check that a graph reads no file but those of the folder."""
+        try:
+            reads = locations(path)
+        except ValueError as error:
+            raise ExportError(f"{path}: is no ONNX graph ({error}): export again") from None
+        if strange := reads - self.files.keys():
+            raise ExportError(
+                f"{path}: reads weights from {ascii(min(strange))[:60]}, which {MANIFEST} does not list: export again"
+            )
+
+
+def _may_be(name: str, known: set[str]) -> bool:
+    return name in known or name.startswith(".")
 
 
 def is_mask(name: str) -> bool:

@@ -34,7 +34,7 @@ WITHOUT = {
     "generation": {"torch", "onnx", "onnxruntime", "onnxscript"},
     **{
         f"deploy/{name}.py": {"torch", "onnxscript", "onnx"}
-        for name in ("arrays", "chat", "runtime", "session", "words")
+        for name in ("arrays", "chat", "manifest", "reaching", "runtime", "session", "strict", "words")
     },
 }
 OUTSIDE = {"tests", "benchmarks", "examples", "docs", "build", "dist", "runs"}
