@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 # How many processes `make walk` keeps busy.
 WORKERS ?= 2
 
-.PHONY: help demo test conformance planted walk bench genai swap recall families kill lint lock clean venv
+.PHONY: help demo test conformance planted walk bench genai draft swap recall families kill lint lock clean venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -49,6 +49,9 @@ build/genai/.installed:
 	build/genai/bin/pip install -qq --disable-pip-version-check numpy onnxruntime==1.32.0
 	build/genai/bin/pip install -qq --disable-pip-version-check --no-deps onnxruntime-genai==0.18.0
 	@touch $@
+
+draft: venv ## measure what a draft saves, in docs/benchmarks.md
+	$(PY) benchmarks/draft.py
 
 swap: venv ## measure what swapping the attention does to held-out text, in docs/comparison.md
 	$(PY) benchmarks/swap.py

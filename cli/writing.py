@@ -6,30 +6,40 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import CheckpointError
-from ..generation import Generation, Sampling, generate
+from ..errors import CheckpointError, InputError
+from ..generation import Draft, Generation, Sampling, generate
 
 OnText = Callable[[int, str], None]
 
 
-def write(folder: Path, prompts: Sequence[str], sampling: Sampling, on_text: OnText | None = None) -> list[Generation]:
+def write(
+    folder: Path,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    on_text: OnText | None = None,
+    draft: tuple[Path, int] | None = None,
+) -> list[Generation]:
     """Continue each prompt with the model of a run or of an export; `on_text(row, piece)` is told as text comes.
 
+    `draft`: the run whose model runs ahead of another run's, and by how many tokens.
+
     Raises:
-        CheckpointError: the folder is neither, or has no weights yet.
+        CheckpointError: the folder is neither, or has no weights yet, or its tokenizer is not the draft's.
         ExportError: the export is not whole.
-        InputError: the export has no tokenizer.
+        InputError: the export has no tokenizer, or there is a draft for it.
     """
     if (folder / "transom.json").is_file():
+        if draft is not None:
+            raise InputError(f"{folder}: is an export, and a draft goes with a run: name the run it was made from")
         return _with_runtime(folder, prompts, sampling, on_text)
     if not (folder / "spec.yaml").is_file():
         raise CheckpointError(f"{folder}: is neither a run (it has no spec.yaml) nor an export (no transom.json)")
-    from ..training.text import writing
+    from ..training.text import drafting, writing
 
     ready = writing(folder, prompts)
-    return generate(
-        ready.stepper, ready.prompts, replace(sampling, eos_id=ready.eos_id), ready.tokenizer.decode, on_text
-    )
+    helper = None if draft is None else Draft(drafting(draft[0], ready), draft[1])
+    sampling = replace(sampling, eos_id=ready.eos_id)
+    return generate(ready.stepper, ready.prompts, sampling, ready.tokenizer.decode, on_text, helper)
 
 
 def _with_runtime(folder: Path, prompts: Sequence[str], sampling: Sampling, on_text: OnText | None) -> list[Generation]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -20,7 +21,7 @@ from .inputs import Input
 from .norm import Norm
 from .position import Position, Positions
 from .slots import MASK, run_in_slots
-from .state import PAST, POS, SEEN, Declared, Memories, Remembered, State
+from .state import PAST, POS, SEEN, Declared, Memories, Remembered, State, rewound
 from .tokens import ORDER, Packing, Permuted, Tokens, document_positions, with_asked
 
 
@@ -127,22 +128,9 @@ class Stack(nn.Module):
         like = next(self.parameters())
         declared = self.declared(slots=room is not None)
         tensors = {n: r.empty(batch, 0, like.dtype, like.device, room=room) for n, r in declared.items()}
+        rewinder = partial(rewound, declared=self._declared, edges=self.edges)
         croppable = all(rule.grows in ("append", "static") for n, rule in declared.items() if n != "seen")
-        return State(tensors, cropper=self._crop if croppable else None, room=room)
-
-    def _crop(self, state: State, length: int) -> State:
-        tensors = dict(state.tensors)
-        for name, rule in self._declared.items():
-            if rule.grows == "append" and state.room is None:
-                tensors[name] = tensors[name].narrow(rule.dims.index(PAST), 0, length)
-        tensors[SEEN] = left = tensors[SEEN] - (state.columns - length)  # none of these is padding
-        for edge in self.edges:
-            if bool(((state.seen > edge) & (left <= edge) & (left > 0)).any()):
-                raise InputError(
-                    f"can't crop a state of a row of more than {edge} tokens to {edge} or fewer: positions turn "
-                    "otherwise in shorter rows; begin anew"
-                )
-        return replace(state, tensors=tensors, columns=length)
+        return State(tensors, rewinder=rewinder if croppable else None, room=room)
 
     def prime(self, state: State, memory: Tensor, mask: Tensor | None) -> State:
         """Return the state with everything that cross attention keeps of memory (B, M, C), mask (B, M)."""
@@ -326,7 +314,7 @@ class Stack(nn.Module):
                 tensors[mark_name(name)] = torch.cat([state.tensors[mark_name(name)], mark], dim=1)
         columns = state.columns + tokens.pos.shape[1]
         padded = state.padded if mask is None else columns
-        return State(tensors, columns, padded, state.cropper, state.room)  # `replace` takes longer than the rest here
+        return State(tensors, columns, padded, state.rewinder, state.room)  # `replace` takes longer than the rest here
 
     def _check(self, x: Tensor, mask: Tensor | None, doc: Tensor | None, state: State | None) -> Tensor | None:
         if is_exporting():

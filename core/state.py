@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -71,7 +71,7 @@ class State:
 
     `tensors`: by name, `layers.0.attention.k`. Dimension 0 of each is the batch. `columns`: how many columns were fed,
     padding included. `padded`: how many were fed up to the last that may be padding; a state is cropped no further,
-    as real tokens were moved to the left among them. `cropper`: how to go back to a shorter past, where every layer
+    as real tokens were moved to the left among them. `rewinder`: how to drop each row's last tokens, where every layer
     declares that it can. `room`: for how many columns there is room; what `append` declares then has that length from
     the start, and token i of a row stands in slot i. A step writes to the slots of its tokens, and uses up the state
     that it is given: to go back, go on from a `fork`. None: each step makes it longer, and leaves what it was given.
@@ -80,7 +80,7 @@ class State:
     tensors: dict[str, Tensor]
     columns: int = 0
     padded: int = 0
-    cropper: Callable[[State, int], State] | None = None
+    rewinder: Callable[[State, Tensor], State] | None = None
     room: int | None = None
 
     @property
@@ -108,8 +108,7 @@ class State:
             InputError: a layer's state does not keep what it would take to go back, or columns from `length` on came
                 with a mask.
         """
-        if self.cropper is None:
-            raise InputError("this model's state can't be cropped: a layer forgets on the way; go back to a fork()")
+        self._check_rewinder()
         if not 0 <= length <= self.columns:
             raise InputError(f"can't crop a state of {self.columns} columns to {length}")
         if length < self.padded:
@@ -117,4 +116,48 @@ class State:
                 f"can't crop a state to {length} columns: {self.padded} came with a mask, and their padding is no "
                 "longer where it was; go back to a fork()"
             )
-        return self.cropper(self, length)
+        return self.rewind(torch.full_like(self.seen, self.columns - length))
+
+    def rewind(self, dropped: Tensor) -> State:
+        """Return the state without the last `dropped[i]` real tokens of row i, (B,) int64: at most those it has seen.
+
+        Where rows keep different numbers, what was dropped within the columns that stay counts as padding.
+
+        Raises:
+            InputError: a layer's state does not keep what it would take to go back.
+        """
+        self._check_rewinder()
+        assert self.rewinder is not None
+        return self.rewinder(self, dropped)
+
+    def _check_rewinder(self) -> None:
+        if self.rewinder is None:
+            raise InputError("this model's state can't be cropped: a layer forgets on the way; go back to a fork()")
+
+
+def rewound(state: State, dropped: Tensor, declared: Declared, edges: Collection[int] = ()) -> State:
+    """Return a state, all of which grows with tokens, without the last `dropped[i]` real tokens of row i, (B,) int64.
+
+    `edges`: lengths that a row can't come back from: its keys were turned otherwise beyond them.
+    """
+    left = state.seen - dropped
+    for edge in edges:
+        if bool(((state.seen > edge) & (left <= edge) & (left > 0)).any()):
+            raise InputError(
+                f"can't crop a state of a row of more than {edge} tokens to {edge} or fewer: positions turn "
+                "otherwise in shorter rows; begin anew"
+            )
+    tensors = state.tensors | {SEEN: left}
+    if POS not in tensors:  # in slots: later tokens are written over what stands behind a row's last
+        columns = int(left.max())
+        uneven = bool((left != columns).any())
+    else:
+        real = tensors[POS] >= 0
+        kept = real & (real.flip(1).cumsum(1).flip(1) > dropped.unsqueeze(1))
+        columns = 1 + max(kept.any(0).nonzero().flatten().tolist(), default=-1)
+        tensors[POS] = tensors[POS].masked_fill(~kept, -1)
+        uneven = not bool(kept[:, :columns].all())
+        for name, rule in declared.items():
+            if rule.grows == "append":
+                tensors[name] = tensors[name].narrow(rule.dims.index(PAST), 0, columns)
+    return replace(state, tensors=tensors, columns=columns, padded=columns if uneven else min(state.padded, columns))

@@ -7,6 +7,7 @@ finite number; -inf marks a token that can't be chosen. Where logits tie, the lo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -194,3 +195,20 @@ def _weights(logits: Floats) -> Floats:
     """Give numbers in proportion to the probabilities, the greatest of each row being 1."""
     weights: Floats = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights
+
+
+def usable(logits: NDArray[np.float32], shape: tuple[int, ...], rows: Sequence[int], where: str) -> Floats:
+    """Give the logits of some rows as float64 (len(rows), V); `shape` (B, V) is what they should have.
+
+    Raises:
+        InputError: they have another, or nothing can be chosen from those of a row; `where` says in which step.
+    """
+    if logits.shape != shape:
+        raise InputError(f"{where}: the model gave logits of shape {logits.shape}, not {shape} (rows, vocab_size)")
+    found = logits[rows].astype(np.float64)
+    greatest = found.max(axis=-1)  # NaN where there is one
+    for index, value in zip(rows, greatest.tolist(), strict=True):
+        if not np.isfinite(value):
+            held = {np.inf: "+inf", -np.inf: "nothing but -inf"}.get(value, "NaN")
+            raise InputError(f"row {index}, {where}: the logits hold {held}, so no token can be chosen")
+    return found

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..core.data import TextField
 from ..core.stack import Stack
 from ..core.state import State
-from ..core.topology import Topology
+from ..core.topology import Output, Topology
 from ..data import Tokenizer
 from ..errors import CheckpointError, InputError
 from ..registry.compose import build_data
@@ -44,15 +44,41 @@ class Stepper:
 
         attention_mask (B, T) has 0 at padding, which stands on the right.
         """
+        out = self._run(input_ids, attention_mask, state, logits=False)
+        if attention_mask is None:
+            last = out.hidden[:, -1:]
+        else:
+            column = (torch.from_numpy(attention_mask).sum(1) - 1).clamp(min=0)
+            last = out.hidden[torch.arange(len(column)), column].unsqueeze(1)
+        return self.model.head(last)[:, 0, : self.vocab_size].float().numpy(), out.state
+
+    @torch.inference_mode()
+    def score(self, input_ids: Ids, attention_mask: Ids | None, state: Any) -> tuple[NDArray[np.float32], Any]:
+        """Do as `step` does, and return the logits (B, T, V) after each token."""
+        out = self._run(input_ids, attention_mask, state, logits=True)
+        return out.logits[..., : self.vocab_size].float().numpy(), out.state
+
+    @torch.inference_mode()
+    def rewind(self, state: State, dropped: Ids, before: State, input_ids: Ids, attention_mask: Ids) -> State:
+        """Return the state without the last `dropped` (B,) tokens of each row, as `generation.Scorer` says.
+
+        A state that a layer forgets in is made again, of `before` and what is kept.
+        """
+        if state.rewinder is not None:
+            return state.rewind(torch.from_numpy(dropped))
+        behind = attention_mask[:, ::-1].cumsum(1)[:, ::-1]
+        kept = attention_mask * (behind > dropped[:, None])
+        width = 1 + max(np.flatnonzero(kept.any(0)).tolist(), default=0)
+        again = self._run(input_ids[:, :width], kept[:, :width], before, logits=False).state
+        assert again is not None
+        return again
+
+    def _run(self, input_ids: Ids, attention_mask: Ids | None, state: State, *, logits: bool) -> Output:
         inputs = {self.prefix + "input_ids": torch.from_numpy(input_ids)}
-        last = torch.full((len(input_ids),), input_ids.shape[1] - 1)
         if attention_mask is not None:
-            mask = torch.from_numpy(attention_mask)
-            inputs[self.prefix + "attention_mask"] = mask
-            last = (mask.sum(1) - 1).clamp(min=0)
-        out = self.model(**inputs, state=state, logits=False)
-        logits = self.model.head(out.hidden[torch.arange(len(last)), last].unsqueeze(1))
-        return logits[:, 0, : self.vocab_size].float().numpy(), out.state
+            inputs[self.prefix + "attention_mask"] = torch.from_numpy(attention_mask)
+        out: Output = self.model(**inputs, state=state, logits=logits)
+        return out
 
 
 class SourceStepper(Stepper):
@@ -85,6 +111,24 @@ class Writing:
     prompts: list[list[int]]
     tokenizer: Tokenizer
     eos_id: tuple[int, ...]
+
+
+def drafting(run: AnyRun, ready: Writing) -> Stepper:
+    """Return the model of a run as a stepper that can run ahead of another's, which is `ready` to write.
+
+    Raises:
+        CheckpointError: as `writing`; or its model reads a source, or its tokenizer is another one.
+    """
+    found = read_run(run)
+    if isinstance(ready.stepper, SourceStepper):
+        raise CheckpointError(f"{found.folder}: can't be a draft for a model that reads a source")
+    stepper = writing(found, []).stepper
+    if isinstance(stepper, SourceStepper):
+        raise CheckpointError(f"{found.folder}: can't be a draft: its model reads a source")
+    assert found.tokenizer is not None
+    if found.tokenizer.to_json() != ready.tokenizer.to_json():
+        raise CheckpointError(f"{found.folder}: can't be a draft: its tokenizer is not the model's")
+    return stepper
 
 
 def writing(run: AnyRun, prompts: Sequence[str]) -> Writing:
