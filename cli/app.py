@@ -166,13 +166,20 @@ def export(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of specs.
+def schema(
+    of: Annotated[
+        Literal["spec", "folder"], typer.Argument(metavar="[spec|folder]", help="A spec, or an exported folder.")
+    ] = "spec",
+) -> None:
+    """Print the JSON Schema of specs, or of what `transom.json` says of an exported folder.
 
-    It holds the options of every installed component, so that editors complete them.
+    That of specs holds the options of every installed component, so that editors complete them.
     """
     import json
 
-    from ..registry.schema import schema as spec_schema
+    if of == "folder":
+        from ..deploy.schema import schema as described
+    else:
+        from ..registry.schema import schema as described
 
-    print(json.dumps(spec_schema(), indent=2))
+    print(json.dumps(described(), indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -23,10 +24,11 @@ from .fidelity import Samples
 from .genai import RUNNER, write_genai
 from .graph import state_facts, write_graph
 from .lowering import lowered
-from .manifest import MANIFEST, GraphFacts, Manifest, sha256
+from .manifest import MANIFEST, SCHEMA_FILE, GraphFacts, Manifest, sha256
 from .parity import Report, Row, compare
 from .reduced import check_possible, exact_aside, label, reduce
 from .rows import Exported
+from .schema import schema
 from .source import Source, read_source
 
 
@@ -116,6 +118,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings, samples: Samp
         spec=model.spec.resolved if model.spec else None,
     )
     runners = {RUNNER: write_genai(folder, manifest)}
+    (folder / SCHEMA_FILE).write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     replace(manifest, runners=runners, files=files).write(folder)
     return report

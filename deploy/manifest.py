@@ -7,18 +7,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..errors import ExportError
 from .reaching import locations
 from .strict import misfit, outside
 
 MANIFEST = "transom.json"
+SCHEMA, SCHEMA_FILE = "$schema", "folder.schema.json"
 MASK = "attention_mask"
 GRAPH = ".onnx"  # under other endings ONNX Runtime looks for formats of its own
 FORMAT = 1
 TOTAL = "total"  # all columns since the first step; the length of a past after a step that makes it longer
 Dims = tuple[str | int, ...]
+Grows = Literal["slots", "ring", "fixed", "static", "append"]
 Facts = TypeVar("Facts", "TensorFacts", "StateFacts")
 
 
@@ -49,7 +51,7 @@ class StateFacts:
     output: str
     dims: Dims
     dtype: str
-    grows: str
+    grows: Grows
     fill: float
 
 
@@ -112,8 +114,10 @@ class Manifest:
     runners: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write `transom.json`: after it, the folder is whole."""
-        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False, ensure_ascii=False)
+        """Write `transom.json`, which names its schema: after it, the folder is whole."""
+        text = json.dumps(
+            {SCHEMA: SCHEMA_FILE, "format": FORMAT, **asdict(self)}, indent=1, allow_nan=False, ensure_ascii=False
+        )
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -132,11 +136,12 @@ class Manifest:
             raise ExportError(f"{path}: can't be read, so {folder} is no exported model: {error}") from None
         if not isinstance(said, dict) or said.pop("format", None) != FORMAT:
             raise ExportError(f"{path}: not of format {FORMAT}, the one that this version reads: export again")
+        if not isinstance(said.pop(SCHEMA, SCHEMA_FILE), str):
+            raise ExportError(f"{path}: {SCHEMA} is not the name of a schema: export again")
         try:
             said["graphs"] = {name: _graph(facts) for name, facts in said["graphs"].items()}
             said["state"] = {name: _tensor(StateFacts, facts) for name, facts in said["state"].items()}
-            lists = {name: tuple(value) for name, value in said.items() if isinstance(value, list)}
-            found = cls(**{**said, **lists})
+            found = cls(**{name: _listed(value) for name, value in said.items()})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ExportError(f"{path}: is broken ({error}): export again") from None
         if wrong := misfit(found, cls) or found._unknown():
@@ -201,11 +206,18 @@ def is_mask(name: str) -> bool:
 
 def _graph(said: Mapping[str, Any]) -> GraphFacts:
     inputs, outputs = ({n: _tensor(TensorFacts, t) for n, t in said[side].items()} for side in ("inputs", "outputs"))
-    return GraphFacts(said["file"], inputs, outputs, tuple(said["takes"]), tuple(said["gives"]), said["rows_alone"])
+    return GraphFacts(
+        **{**{name: _listed(value) for name, value in said.items()}, "inputs": inputs, "outputs": outputs}
+    )
 
 
 def _tensor(facts: type[Facts], said: Mapping[str, Any]) -> Facts:
-    return facts(**{**said, "dims": tuple(said["dims"])})
+    return facts(**{name: _listed(value) for name, value in said.items()})
+
+
+def _listed(value: Any) -> Any:
+    """Return a list of JSON as what it is in the dataclasses here."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 2**63  # ONNX counts in 64 bits
 
@@ -20,6 +20,8 @@ def misfit(value: object, kind: Any, where: str = "") -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return ""
+    if origin is Literal:
+        return "" if value in inner else f"{where}: {repr(value)[:40]} is none of {', '.join(inner)}"
     if origin in (Union, UnionType):
         found = [misfit(value, one, where) for one in inner]
         return "" if "" in found else found[0]

@@ -184,7 +184,8 @@ def test_an_export_replaces_an_export_and_nothing_else(
     manifest = Manifest.read(out)
     assert (manifest.opset, manifest.vocab_size, len(manifest.parity)) == (23, 11, 12)
     assert manifest.graphs["model"].outputs["logits"].dims == ("batch", "sequence", 11)
-    assert manifest.files.keys() == {"model.onnx", "model.onnx.data", "genai.onnx", "genai_config.json"}
+    graphs = {"model.onnx", "model.onnx.data", "genai.onnx", "genai_config.json"}
+    assert manifest.files.keys() == {*graphs, "folder.schema.json"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     (out / MANIFEST).write_text("{}")
     with pytest.raises(ExportError, match="a folder that no export made"):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper
 from transom.deploy import ArrayRuntime
 from transom.deploy.manifest import MANIFEST, GraphFacts, Manifest, StateFacts, TensorFacts, sha256
 from transom.deploy.reaching import ENTRY, MESSAGES, locations
+from transom.deploy.schema import schema
 from transom.errors import ExportError
 
 OPENED: list[str] | None = None
@@ -248,3 +250,40 @@ def test_what_belongs_to_others_may_lie_hidden_in_the_folder(tmp_path: Path) -> 
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(ExportError, match=r"out/notes\.txt: transom\.json lists no such file: move it away"):
         ArrayRuntime(folder)
+
+
+def test_the_schema_and_the_reader_agree_on_what_transom_json_may_say(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    _whole(folder)
+    whole = json.loads((folder / MANIFEST).read_text())
+    jsonschema.Draft202012Validator.check_schema(schema())
+    checker = jsonschema.Draft202012Validator(schema())
+    checker.validate(whole)
+    taken = refused = 0
+    for seed in range(400):
+        draw, said = random.Random(seed), json.loads(json.dumps(whole))
+        at: Any = said
+        while True:
+            key = draw.choice(sorted(at) if isinstance(at, dict) else range(len(at)))
+            if not isinstance(at[key], dict | list) or not at[key] or draw.random() < 0.2:
+                break
+            at = at[key]
+        if draw.random() < 0.8:
+            at[key] = draw.choice([*HOSTILE, "float32", "ring", 7, ["x"], {"y": "z"}])
+        else:
+            del at[key]
+        (folder / MANIFEST).write_text(json.dumps(said))
+        try:
+            Manifest.read(folder)
+            wrong = ""
+        except ExportError as error:
+            wrong = str(error)
+        # What a name stands for, and how many places a number takes, is more than a schema can say.
+        if checker.is_valid(said) == bool(wrong):
+            assert re.search(r"is not among its files|there is no state|does not end in|'utf-8' codec", wrong), (
+                seed,
+                wrong,
+            )
+        taken, refused = taken + (not wrong), refused + bool(wrong)
+    assert taken > 30
+    assert refused > 200

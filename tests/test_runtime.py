@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -292,6 +293,19 @@ def test_a_decoder_that_scores_classes_reads_whole_texts(tmp_path: Path) -> None
         assert abs(labels[0].score - float(scores.max())) < 1e-5
     with pytest.raises(InputError, match="this model writes no tokens"):
         runtime.generate("der")
+
+
+@pytest.mark.parametrize("made", ["writer", "reader"])
+def test_a_folder_fits_the_schema_that_it_names(made: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(made)[1]
+    said = json.loads((folder / "transom.json").read_text())
+    described = json.loads((folder / said["$schema"]).read_text())
+    jsonschema.validate(said, described, jsonschema.Draft202012Validator)
+    assert described["properties"].keys() == said.keys()
+    for name in said["graphs"]:
+        broken = {**said, "graphs": {**said["graphs"], name: {**said["graphs"][name], "file": 3}}}
+        with pytest.raises(jsonschema.ValidationError, match="3 is not of type 'string'"):
+            jsonschema.validate(broken, described)
 
 
 def test_it_takes_text_without_torch(writer: tuple[Path, Path]) -> None:

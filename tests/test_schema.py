@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from transom.core.component import KINDS
+from transom.deploy.schema import schema as folder_schema
 from transom.errors import PluginError
 from transom.registry import manager
 from transom.registry.schema import schema
@@ -112,7 +113,10 @@ def test_a_spec_of_a_package_passes_where_that_is_installed(
         schema(manager.Registry([*points, EntryPoint("acme", "no_such_module", "transom")]))
 
 
-def test_the_command_prints_it(command: Callable[..., CompletedProcess[str]]) -> None:
-    done = command("schema")
+@pytest.mark.parametrize(("args", "wanted"), [(["schema"], schema), (["schema", "folder"], folder_schema)])
+def test_the_command_prints_it(
+    args: list[str], wanted: Callable[[], dict[str, Any]], command: Callable[..., CompletedProcess[str]]
+) -> None:
+    done = command(*args)
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout) == schema()
+    assert json.loads(done.stdout) == wanted()
