@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..errors import InputError, PluginError
+from ..errors import PluginError
 from . import Session
+from .exporting import exporting
 from .importing import importing
 from .output import notes, results
 from .plugins_app import plugins
@@ -133,36 +134,7 @@ def generate(
 
 
 app.command(name="import")(importing)
-
-
-@app.command()
-def export(
-    run: RunArgument,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to write.")],
-    to: Annotated[
-        Literal["onnx", "hf"], typer.Option(help="A graph, or the weights as a Hugging Face checkpoint.")
-    ] = "onnx",
-    overrides: Overrides = None,
-) -> None:
-    """Write a run's model as ONNX, its state included, or as a Hugging Face checkpoint.
-
-    The folder of a graph also gets a report on where the graph agrees with PyTorch. KEY=VALUE changes what the spec
-    says of `export`, as in export.logits=all, export.precision=fp16 or export.quantize=int4.
-    """
-    if to == "hf":
-        if overrides:
-            raise InputError(f"{overrides[0]}: goes with a graph; --to hf takes no changes")
-        from ..interop import export_checkpoint
-
-        print(export_checkpoint(run, out))
-        return
-    from ..deploy import export as export_run
-    from ..deploy import export_settings
-    from ..training import Samples
-
-    settings = export_settings(run, overrides) if overrides else None
-    print(export_run(run, out, settings=settings, samples=Samples(run)))
-    print(out)
+app.command(name="export")(exporting)
 
 
 @app.command()

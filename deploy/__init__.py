@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .arrays import ArrayRuntime, generate
+    from .checking import check
     from .export import export, export_settings
-    from .parity import Report
+    from .report import Report
     from .runtime import Label, Runtime
 
-__all__ = ["ArrayRuntime", "Label", "Report", "Runtime", "export", "export_settings", "generate"]
+__all__ = ["ArrayRuntime", "Label", "Report", "Runtime", "check", "export", "export_settings", "generate"]
 
 # Imported when first asked for: the runtime needs no torch, and whoever wants it alone should not pay for it.
 _HOMES = {
     "Label": "runtime",
-    "Report": "parity",
+    "Report": "report",
     "Runtime": "runtime",
     "ArrayRuntime": "arrays",
+    "check": "checking",
     "export": "export",
     "export_settings": "export",
     "generate": "arrays",

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ExportError, InputError
+from ..errors import InputError
 from ..generation import Generation, Sampling, Stepper
 from ..generation import generate as write
 from .manifest import MASK, GraphFacts, Manifest, TensorFacts, is_mask
-from .session import Session, Values, empty_state, providers, widened
+from .session import Session, Values, chosen, empty_state, widened
 
 PIECE = 256  # tokens of a long prompt that are read at once
 ROOM = 256  # slots that a state begins with, where rows may hold as many tokens
@@ -57,7 +56,7 @@ class ArrayRuntime:
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
         self.manifest.check_files(self.folder)
-        self.provider = _provider(provider)
+        self.provider = chosen(provider)
         graphs, state = self.manifest.graphs, self.manifest.state
         self._sessions = {name: Session(self.folder, facts, state, self.provider) for name, facts in graphs.items()}
         stepping = [name for name, facts in graphs.items() if facts.steps]
@@ -337,17 +336,6 @@ def begun(
     if "bos" not in special:
         raise InputError(f"{runtime.folder}: has no tokenizer, so the opening token is unknown: use read, and generate")
     return runtime.read(prompts), [[special["bos"]]] * len(prompts), sampling
-
-
-def _provider(wanted: str | None) -> str:
-    there = providers()
-    if wanted is None:
-        return there[0]
-    if wanted not in there:
-        near = get_close_matches(wanted, there, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ExportError(f"{wanted}: this machine runs {' and '.join(there)}{hint}")
-    return wanted
 
 
 def _to_the_left(input_ids: Ids, mask: Ids) -> tuple[Ids, Ids]:

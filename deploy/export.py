@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from ..registry.settings import ExportSettings
 from ..registry.spec import load_spec
 from ..registry.weights import SPEC
 from .fidelity import Samples
+from .gate import Limits, failures, limits
 from .genai import RUNNER, write_genai
 from .graph import state_facts, write_graph
 from .lowering import lowered
 from .manifest import MANIFEST, SCHEMA_FILE, GraphFacts, Manifest, sha256
-from .parity import Report, Row, compare
+from .parity import ALLOWED, compare
 from .reduced import check_possible, exact_aside, label, reduce
+from .reference import Recorder
+from .report import Report, Row
 from .rows import Exported
 from .schema import schema
 from .source import Source, read_source
@@ -38,6 +41,7 @@ def export(
     *,
     settings: ExportSettings | None = None,
     samples: Samples | None = None,
+    gate: str = "",
 ) -> Report:
     """Export a composed model, or the folder of a run, to the folder `out`, and return where it agrees with PyTorch.
 
@@ -45,14 +49,18 @@ def export(
     weights), `transom.json`, and the run's tokenizer where it has one, with its chat template. It is written beside its
     place and renamed, so that it is whole or not there; an earlier export in its place is replaced. `settings` are the
     spec's unless given. `samples`: of the run's data (`training.Samples`), for the loss of a smaller
-    graph, and for a method that is calibrated.
+    graph, and for a method that is calibrated. `gate`: what the report must keep to besides, as in
+    `rms=1e-3,argmax=0.999`; `error` there is in place of the error that is allowed.
 
     Raises:
-        ExportError: `out` holds something else, a part can't be exported, or a graph disagrees with PyTorch.
+        ExportError: `out` holds something else, a part can't be exported, or a graph disagrees with PyTorch, or does
+            not keep to the gate.
+        InputError: the gate can't be read.
         CheckpointError: the run can't be read.
     """
     out = Path(out)
     _check_place(out)
+    held = limits(gate)
     source = read_source(model_or_run)
     settings = settings or (source.model.spec.export if source.model.spec else ExportSettings())
     check_possible(settings, samples)
@@ -60,7 +68,7 @@ def export(
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         folder.chmod(0o755)
-        report = _write(source, folder, settings, samples)
+        report = _write(source, folder, settings, samples, held)
         _move(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -82,31 +90,30 @@ def export_settings(run: str | os.PathLike[str], changes: Sequence[str]) -> Expo
     return load_spec(Path(run, SPEC), changes).export
 
 
-def _write(source: Source, folder: Path, settings: ExportSettings, samples: Samples | None) -> Report:
-    model, last = source.model, settings.logits == "last"
-    declared = model.graphs(last=last)
-    state = {name: facts for graph in declared.values() for name, facts in state_facts(graph).items()}
-    with lowered(model, settings.target) as layers:
-        graphs = {name: write_graph(model, name, graph, folder, settings) for name, graph in declared.items()}
-    stacks = [stack for stack in model.modules() if isinstance(stack, Stack)]
-    max_seq_len = min(stack.site.max_seq_len for stack in stacks)
-    report = _agreeing(compare(declared, folder, graphs, state, max_seq_len))
-    if label(settings) != "fp32":
-        with exact_aside(Exported(folder, graphs, state)) as exact:
-            reduced = reduce(model, settings, exact, folder, max_seq_len, samples)
-        graphs, state = dict(reduced.exported.graphs), dict(reduced.exported.state)
-        layers = reduced.layers or layers
-        report = _agreeing(report + reduced.report)
+@dataclass(frozen=True)
+class _Proven:
+    """Hold graphs whose report passed, and what each part of them was made from."""
+
+    exported: Exported
+    report: Report
+    layers: Mapping[str, str]
+
+
+def _write(source: Source, folder: Path, settings: ExportSettings, samples: Samples | None, gate: Limits) -> Report:
+    """Write everything that belongs in a folder."""
+    model = source.model
+    proven = _proven(model, folder, settings, samples, gate)
+    graphs, report = dict(proven.exported.graphs), proven.report
     source.copy_text(folder)
     manifest = Manifest(
-        max_seq_len=max_seq_len,
-        edges=tuple(sorted({edge for stack in stacks for edge in stack.edges})),
+        max_seq_len=_longest(model),
+        edges=tuple(sorted({edge for stack in _stacks(model) for edge in stack.edges})),
         vocab_size=source.vocab_size(_ids(graphs)),
         opset=settings.opset,
         precision=label(settings),
         graphs=graphs,
-        layers=layers,
-        state=state,
+        layers=proven.layers,
+        state=proven.exported.state,
         special_ids=source.special_ids,
         stop_ids=source.stop_ids,
         generates=model.generates,
@@ -115,6 +122,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings, samples: Samp
         versions=_versions(),
         parity=tuple(_plain(row) for row in report.rows),
         figures=tuple(asdict(figures) for figures in report.figures),
+        gate=gate,
         spec=model.spec.resolved if model.spec else None,
     )
     runners = {RUNNER: write_genai(folder, manifest)}
@@ -122,6 +130,37 @@ def _write(source: Source, folder: Path, settings: ExportSettings, samples: Samp
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     replace(manifest, runners=runners, files=files).write(folder)
     return report
+
+
+def _proven(model: Topology, folder: Path, settings: ExportSettings, samples: Samples | None, gate: Limits) -> _Proven:
+    """Write the graphs, and what PyTorch gives beside them; refuse them where they disagree with it."""
+    declared, most = model.graphs(last=settings.logits == "last"), gate.get("error")
+    state = {name: facts for graph in declared.values() for name, facts in state_facts(graph).items()}
+    with lowered(model, settings.target) as layers:
+        graphs = {name: write_graph(model, name, graph, folder, settings) for name, graph in declared.items()}
+    exported, recorder, exact_alone = Exported(folder, graphs, state), Recorder(), label(settings) == "fp32"
+    allowed = most if exact_alone and most is not None else ALLOWED
+    report = judged = _agreeing(
+        compare(declared, exported, _longest(model), target=settings.target, allowed=allowed, recorder=recorder)
+    )
+    if not exact_alone:
+        with exact_aside(exported) as exact:
+            reduced = reduce(model, settings, exact, folder, _longest(model), samples, most)
+        exported, judged, layers = reduced.exported, reduced.report, reduced.layers or layers
+        report = _agreeing(report + judged)
+    if lines := failures(gate, judged):
+        raise ExportError(f"the export does not pass the gate, and was not kept:\n{report}\n" + "\n".join(lines))
+    recorder.write(folder)
+    return _Proven(exported, report, layers)
+
+
+def _stacks(model: Topology) -> list[Stack]:
+    return [stack for stack in model.modules() if isinstance(stack, Stack)]
+
+
+def _longest(model: Topology) -> int:
+    """Return how many tokens a row may have: as many as the stack that takes fewest."""
+    return min(stack.site.max_seq_len for stack in _stacks(model))
 
 
 def _agreeing(report: Report) -> Report:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -14,6 +13,7 @@ from ..core.head import Head
 from ..core.objective import Objective, Prepared
 from ..errors import DataError, TransomError
 from .manifest import is_mask
+from .report import Figures
 from .rows import Arrays, Exported, drawn, lacking, read
 from .session import providers
 
@@ -36,56 +36,6 @@ class Samples(Protocol):
     def learned(self, rows: int) -> list[Prepared]:
         """Return rows that the model was trained on, one after the other."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """Hold what a graph of lower precision differs by from the exact one, on one provider.
-
-    `read`: what both read. `bytes`, `exact_bytes`: of graphs and weights. `error`: the largest difference of any logit
-    relative to the largest magnitude. `rms`: the root of the mean squared difference relative to that of the logits.
-    `same`: the share of tokens whose largest logit is the same one. `ambiguous`: the share of those where it is not,
-    but the exact graph has the two less than the root mean squared difference apart: a near tie. `kl`: from the exact
-    distribution to this one, nats a token. `loss`, `exact_loss`: on held-out data, nats a target. `unknown`: why a loss
-    is not known. Figures are None where there are no logits. `quantized`: modules whose matrices are codes.
-    """
-
-    precision: str
-    provider: str
-    read: str
-    bytes: int
-    exact_bytes: int
-    error: float
-    rms: float
-    same: float | None = None
-    ambiguous: float | None = None
-    kl: float | None = None
-    loss: float | None = None
-    exact_loss: float | None = None
-    unknown: str = ""
-    quantized: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        def share(part: float | None) -> str:
-            return f"{part or 0:.1%}"
-
-        lines = [
-            f"{self.precision}: {_megabytes(self.bytes)} of {_megabytes(self.exact_bytes)}; {self.provider}, on "
-            f"{self.read}: error {self.error:.1e}, RMS {self.rms:.1e}"
-        ]
-        if self.same is not None and self.ambiguous is not None:
-            other = 1 - self.same - self.ambiguous
-            lines.append(
-                f"same token {share(self.same)}, another in a near tie {share(self.ambiguous)}, another "
-                f"{share(other)}; KL {self.kl:.2e} nats"
-            )
-        known = self.loss is not None
-        loss = f"{self.exact_loss:.4f} -> {self.loss:.4f} nats" if known else f"not known: {self.unknown}"
-        return "\n  ".join([*lines, f"held-out loss {loss}"])
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.2f} MB"
 
 
 def figures(precision: str, exact: Exported, other: Exported, samples: Samples | None) -> Figures:

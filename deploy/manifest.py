@@ -18,6 +18,7 @@ SCHEMA, SCHEMA_FILE = "$schema", "folder.schema.json"
 MASK = "attention_mask"
 GRAPH = ".onnx"  # under other endings ONNX Runtime looks for formats of its own
 FORMAT = 1
+PAST = "past"
 TOTAL = "total"  # all columns since the first step; the length of a past after a step that makes it longer
 Dims = tuple[str | int, ...]
 Grows = Literal["slots", "ring", "fixed", "static", "append"]
@@ -88,6 +89,7 @@ class Manifest:
     `generates`: whether what takes a state gives the logits of next tokens; if not, it reads a text in segments.
     `layers`: by module, what a component's part of the graphs was made from: its lowering, or its `forward`.
     `parity`: the rows of the report. `figures`: what graphs of a lower precision differ by from the exact ones.
+    `gate`: the limits that they had to keep to, by measure.
     `spec`: the complete spec, None for a model that was built without one.
     `runners`: other programs that may run the folder, each with "" or why it can't. `files`: sha256 of every other
     file.
@@ -106,6 +108,7 @@ class Manifest:
     layers: Mapping[str, str] = field(default_factory=dict)
     parity: tuple[Mapping[str, Any], ...] = ()
     figures: tuple[Mapping[str, Any], ...] = ()
+    gate: Mapping[str, float] = field(default_factory=dict)
     spec: Mapping[str, Any] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     edges: tuple[int, ...] = ()

@@ -17,8 +17,9 @@ from .fidelity import Samples, figures
 from .graph import state_facts, write_graph
 from .lowering import lowered
 from .manifest import StateFacts
-from .parity import Report, compare
+from .parity import compare
 from .quantize import METHODS, Round, nearest_codes, quantize
+from .report import Report
 from .rows import Exported
 
 
@@ -57,10 +58,12 @@ def reduce(
     folder: Path,
     max_seq_len: int,
     samples: Samples | None,
+    most: float | None = None,
 ) -> Reduced:
     """Write to `folder` the graphs of `exact` in the precision and with the codes that the settings ask for.
 
-    `model`: in fp32 on CPU, with whose functions the new graphs are compared as the exact ones were.
+    `model`: in fp32 on CPU, with whose functions the new graphs are compared as the exact ones were. `most`: the
+    largest error that passes, if not the usual one.
 
     Raises:
         ExportError: a pattern of what to leave out matches nothing.
@@ -79,13 +82,18 @@ def reduce(
         for facts in exact.graphs.values():
             quantized += quantize(made.folder / facts.file, folder / facts.file, settings.quantization, rounding)
         made = replace(made, folder=folder)
-    allowed = precisions.ALLOWED.get(settings.precision, 0.0)
-    if settings.quantization is not None:
-        allowed = max(allowed, METHODS[settings.quantization.method].allowed)
     functions = model.graphs(last=settings.logits == "last")
-    rows = compare(functions, made.folder, made.graphs, made.state, max_seq_len, precision=name, allowed=allowed).rows
+    allowed = _allowed(settings) if most is None else most
+    rows = compare(functions, made, max_seq_len, target=settings.target, precision=name, allowed=allowed).rows
     measured = replace(figures(name, exact, made, samples), quantized=tuple(dict.fromkeys(quantized)))
     return Reduced(made, Report(rows, (measured,)), layers)
+
+
+def _allowed(settings: ExportSettings) -> float:
+    """Return the largest error beyond which a graph is broken, not coarse."""
+    allowed = precisions.ALLOWED.get(settings.precision, 0.0)
+    method = METHODS[settings.quantization.method] if settings.quantization else None
+    return max(allowed, method.allowed) if method else allowed
 
 
 def _of_all_tokens(model: Topology, settings: ExportSettings, exact: Exported) -> Exported:

@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,22 @@ _OPTIONS = {CUDA: {"use_tf32": "0"}}
 def providers() -> list[str]:
     """Return the execution providers that can run here, the fastest first."""
     return [CUDA, CPU] if CUDA in ort.get_available_providers() and _has_gpu() else [CPU]
+
+
+def chosen(wanted: str | None) -> str:
+    """Return the provider that is wanted, or the fastest one where none is.
+
+    Raises:
+        ExportError: it does not run here.
+    """
+    there = providers()
+    if wanted is None:
+        return there[0]
+    if wanted not in there:
+        near = get_close_matches(wanted, there, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ExportError(f"{wanted}: this machine runs {' and '.join(there)}{hint}")
+    return wanted
 
 
 def _has_gpu() -> bool:

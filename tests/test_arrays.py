@@ -148,7 +148,14 @@ def test_a_tokenizer_travels_and_its_eos_ends_rows(decoder: Path, run: Path) -> 
     vocabulary = Tokenizer.load(decoder / "tokenizer.json").vocabulary
     manifest = ArrayRuntime(decoder).manifest
     assert (decoder / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
-    graphs = {"model.onnx", "model.onnx.data", "genai.onnx", "genai_config.json", "folder.schema.json"}
+    graphs = {
+        "model.onnx",
+        "model.onnx.data",
+        "genai.onnx",
+        "genai_config.json",
+        "folder.schema.json",
+        "reference.safetensors",
+    }
     assert set(manifest.files) == {*graphs, "tokenizer.json"}
     assert manifest.special_ids == {role: getattr(vocabulary, role) for role in ("bos", "eos", "pad", "mask")}
     assert manifest.vocab_size == vocabulary.size == 262

@@ -19,7 +19,7 @@ from transom.core.context import Context
 from transom.core.topology import Topology
 from transom.deploy import Report, export, graph
 from transom.deploy.manifest import MANIFEST, Manifest
-from transom.deploy.parity import relative_error
+from transom.deploy.walk import relative_error
 from transom.errors import CheckpointError, ExportError
 from transom.registry.compose import compose
 from transom.registry.settings import ExportSettings
@@ -103,8 +103,8 @@ def test_the_report_covers_every_tensor_at_three_shapes(hybrid: Exported) -> Non
     rows = hybrid.report.rows
     assert [row.case for row in rows] == [
         *("whole 1x5", "steps 1x5+32", "chunks 1x5", "padded 1x5"),
-        *("whole 2x19", "steps 2x19+32", "chunks 2x19", "padded 2x19"),
-        *("whole 3x58", "steps 3x58+32", "chunks 3x58", "padded 3x58"),
+        *("whole 2x19", "steps 2x19+32", "chunks 2x19", "padded 2x19", "ragged 2x19"),
+        *("whole 3x58", "steps 3x58+32", "chunks 3x58", "padded 3x58", "ragged 3x58"),
     ]
     for row in rows:
         assert set(row.errors) == {"logits", *hybrid.manifest.state}
@@ -182,10 +182,10 @@ def test_an_export_replaces_an_export_and_nothing_else(
     monkeypatch.setattr(graph, "EXTERNAL", 100)  # bytes: the weights go to a file of their own
     export(model, out, settings=ExportSettings(opset=23, logits="all"))
     manifest = Manifest.read(out)
-    assert (manifest.opset, manifest.vocab_size, len(manifest.parity)) == (23, 11, 12)
+    assert (manifest.opset, manifest.vocab_size, len(manifest.parity)) == (23, 11, 14)
     assert manifest.graphs["model"].outputs["logits"].dims == ("batch", "sequence", 11)
     graphs = {"model.onnx", "model.onnx.data", "genai.onnx", "genai_config.json"}
-    assert manifest.files.keys() == {*graphs, "folder.schema.json"}
+    assert manifest.files.keys() == {*graphs, "folder.schema.json", "reference.safetensors"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     (out / MANIFEST).write_text("{}")
     with pytest.raises(ExportError, match="a folder that no export made"):

@@ -71,9 +71,14 @@ def test_every_kind_of_state_is_held_in_its_buffers(tmp_path: Path) -> None:
     export(model, tmp_path / "out")
     runtime = ArrayRuntime(tmp_path / "out")
     assert runtime.manifest.runners == {"onnxruntime-genai": ""}
-    assert {"genai.onnx", "genai_config.json", "model.onnx", "model.onnx.data", "folder.schema.json"} == set(
-        runtime.manifest.files
-    )
+    assert {
+        "genai.onnx",
+        "genai_config.json",
+        "model.onnx",
+        "model.onnx.data",
+        "folder.schema.json",
+        "reference.safetensors",
+    } == set(runtime.manifest.files)
     graphs = [
         onnx.load(tmp_path / "out" / name, load_external_data=False).graph for name in ("model.onnx", "genai.onnx")
     ]

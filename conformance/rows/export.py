@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...deploy import export
-from ...deploy.parity import Report
+from ...deploy.report import Report
 from ...errors import ExportError
 from ...registry.compose import compose
 from ...registry.spec import Spec, dump_spec
