@@ -86,6 +86,12 @@ class Position(nn.Module, Component, ABC):
         """Return queries or keys x (B, T, H, D) turned by their positions."""
         raise NotImplementedError(f"{type(self).__name__} declares no hook 'rotate'")
 
+    def prepare(self, x: Tensor, tokens: Tokens) -> None:
+        """Have made, by `tokens.once`, what all layers read in `rotate`; x (B, T, C) are the embeddings.
+
+        Layers that are compiled one by one are alike then: the first is no other than those that find it made.
+        """
+
     def turning(self) -> Turns | None:
         """Return the table that `rotate` turns by, for operators that turn by one; None, where no table says it all.
 
@@ -129,6 +135,11 @@ class Positions:
         for position in self.adds:
             x = position.add(x, tokens)
         return x
+
+    def prepare(self, x: Tensor, tokens: Tokens) -> None:
+        """Have made what those that rotate need of the tokens, x (B, T, C) being their embeddings."""
+        for position in self.rotates:
+            position.prepare(x, tokens)
 
     def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return queries or keys x (B, T, H, D) turned by all positions that rotate."""

@@ -211,6 +211,8 @@ class Stack(nn.Module):
     def _run(
         self, x: Tensor, context: Context, cross: Context, state: State | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if not is_exporting():
+            self._positions.prepare(x, context.tokens)
         # Positions are those of a layer's attention: what stands beside it has none.
         contexts = {"attention": context, "cross_attention": cross, "feedforward": context}
         if self._beside:

@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 from transom.errors import TrainingError
@@ -188,11 +189,12 @@ def test_ways_to_save_memory_learn_the_same(text: Path, tmp_path: Path, option: 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_a_compiled_step_learns_the_same(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph is traced as ever; the backend that generates code, which takes a minute, is left out."""
-    train(decoder(text, steps=3), tmp_path / "plain")
-    compiled = Mock(side_effect=partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(torch, "compile", compiled)
-    train(decoder(text, steps=3, compile=True), tmp_path / "compiled")
-    assert compiled.call_count == 2  # a block each
+    train(decoder(text, "model.layers=[{repeat: 3}]", steps=3), tmp_path / "plain")
+    graphs = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", compiled := Mock(side_effect=partial(torch.compile, backend=graphs)))
+    train(decoder(text, "model.layers=[{repeat: 3}]", steps=3, compile=True), tmp_path / "compiled")
+    # A block each; one graph in training, and two where rows end apart: the first layer makes their mask.
+    assert compiled.call_count == graphs.frame_count == 3
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
 
 

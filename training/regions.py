@@ -16,8 +16,8 @@ GRAPHS_A_LAYER = 4
 def compile_regions(model: nn.Module) -> None:
     """Have every block of a model compiled, and leave the rest of it as it is.
 
-    A block is compiled once for all layers that are alike, whatever their number; the first layer of a pass, which
-    makes what the others share (the angles of rotations, masks), has a graph of its own. Blocks whose attention
+    A block is compiled once for all layers that are alike, whatever their number; where the first layer of a pass makes
+    what the others share (masks), it has a graph of its own. Blocks whose attention
     declares that it can't be compiled stay as they are; any other that can't is an error of torch's.
     """
     import torch._dynamo.config as limits  # which brings torch's compiler with it

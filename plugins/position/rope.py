@@ -66,7 +66,7 @@ class RopePosition(Position):
 
     def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return x (B, T, H, D) turned; computed in fp32 at least."""
-        cos, sin = tokens.once((self, x.dtype), lambda: self._turns(tokens, accumulation_dtype(x.dtype)))
+        cos, sin = self._shared(x.dtype, tokens)
         turning = x if self.width == x.shape[-1] else x[..., : self.width]
         if turning.dtype != cos.dtype:
             turning = turning.to(cos.dtype)
@@ -79,6 +79,10 @@ class RopePosition(Position):
             turned = turned.to(x.dtype)
         return turned if self.width == x.shape[-1] else torch.cat([turned, x[..., self.width :]], dim=-1)
 
+    def prepare(self, x: Tensor, tokens: Tokens) -> None:
+        """Make the cosines and sines."""
+        self._shared(x.dtype, tokens)
+
     def turning(self) -> Turns | None:
         """Return the table, unless the length of a text decides how fast its tokens turn."""
         if self.edges():
@@ -90,6 +94,10 @@ class RopePosition(Position):
         if self.config.layout == "half":  # the second of a pair has its sine as it is
             return Turns(cos[:, pairs:], sin[:, pairs:], interleaved=False)
         return Turns(cos[:, 1::2], sin[:, 1::2], interleaved=True)
+
+    def _shared(self, dtype: torch.dtype, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        dtype = accumulation_dtype(dtype)
+        return tokens.once((self, dtype), lambda: self._turns(tokens, dtype))
 
     def _turns(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return what `_cos_sin` does: of tokens in order, from a table that is kept and grows with the longest row."""
