@@ -1,4 +1,7 @@
-"""Rings: the newest entries of a sequence at slot = position mod size, whose positions follow from the count alone."""
+"""Rings: the newest entries of a sequence at slot = position mod size, whose positions follow from the count alone.
+
+And heads: the first entries, at slot = position.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,21 @@ def ring_in_order(ring: Tensor, seen: Tensor) -> Tensor:
     size = ring.shape[1]
     slot = torch.remainder(seen.unsqueeze(1) + torch.arange(size, device=seen.device), size)
     return ring.gather(1, slot[(...,) + (None,) * (ring.dim() - 2)].expand(ring.shape))
+
+
+def head_write(head: Tensor, new: Tensor, seen: Tensor, length: Tensor | None) -> Tensor:
+    """Return head (B, size, ...) with those of the new entries (B, T, ...) whose position is below its size.
+
+    The first `length` (B,) of the new ones are real (None: all).
+    """
+    if new.shape[1] == 0:
+        return head
+    column = torch.arange(head.shape[1], device=head.device) - seen.unsqueeze(1)
+    brought = torch.full_like(seen, new.shape[1]) if length is None else length
+    spread = (...,) + (None,) * (head.dim() - 2)
+    index = column.clamp(min=0, max=new.shape[1] - 1)[spread].expand(-1, -1, *new.shape[2:])
+    taken = (column >= 0) & (column < brought.unsqueeze(1))
+    return torch.where(taken[spread], new.gather(1, index), head)
 
 
 def _entries(x: Tensor, index: Tensor) -> Tensor:

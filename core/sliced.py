@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .context import Context
@@ -61,25 +62,33 @@ def takes(q: Tensor, k: Tensor, v: Tensor, context: Context) -> bool:
     )
 
 
-def window_slices(length: int, window: int, *, causal: bool, device: torch.device) -> list[Slice]:
+def window_slices(length: int, window: int, *, causal: bool, device: torch.device, first: int = 0) -> list[Slice]:
     """Cut `length` queries into slices that see keys at a distance below `window`, before them or on both sides.
 
-    A slice has a quarter of the window, 64 at least and 256 at most: less costs a call each, more forms scores that are
-    hidden again.
+    `first`: of how many first tokens the keys are seen besides. A slice has a quarter of the window, 64 at least and
+    256 at most: less costs a call each, more forms scores that are hidden again.
     """
     size = max(LEAST, min(MOST, window // 4))
     reach = window - 1
     right = 0 if causal else reach
+    first = min(first, length)
     row = torch.arange(size, device=device).unsqueeze(1)
     column = torch.arange(-reach, size + right, device=device).unsqueeze(0)
     hidden = (column - row > right) | (row - column > reach)
     found = []
     for start in range(0, length, size):
         stop = min(start + size, length)
-        first, end = max(0, start - reach), min(length, stop + right)
-        skipped = first - start + reach
-        shown = hidden[: stop - start, skipped : skipped + end - first]
-        found.append(Slice(start, stop, ((first, end),), shown))
+        begin, end = max(0, start - reach), min(length, stop + right)
+        skipped = begin - start + reach
+        shown = hidden[: stop - start, skipped : skipped + end - begin]
+        if begin < first:  # the first tokens and the window are one stretch
+            begin, end = 0, max(end, first)
+            ahead = torch.arange(end, device=device) - torch.arange(start, stop, device=device).unsqueeze(1)
+            beyond = torch.arange(end, device=device) >= first
+            shown = (ahead > 0 if causal else (ahead > right) & beyond) | ((-ahead > reach) & beyond)
+        apart = 0 < first <= begin
+        runs = ((0, first), (begin, end)) if apart else ((begin, end),)
+        found.append(Slice(start, stop, runs, F.pad(shown, (first, 0)) if apart else shown))
     return found
 
 

@@ -19,6 +19,7 @@ from .attention.lstm import LstmAttention
 from .attention.rg_lru import RgLruAttention
 from .attention.rnn import RnnAttention
 from .attention.rwkv import RwkvAttention
+from .attention.sink import SinkAttention
 from .attention.sparse import SparseAttention
 from .attention.state_space import StateSpaceAttention
 from .data.answers import AnswersData

@@ -15,12 +15,15 @@ from transom.core.context import Context
 from transom.core.tokens import Tokens
 from transom.plugins.attention.linear import LinearAttention
 from transom.plugins.attention.local import LocalAttention
+from transom.plugins.attention.sink import SinkAttention
 from transom.plugins.attention.sparse import SparseAttention
 
 KINDS: dict[str, Any] = {
     "local": (LocalAttention, {"window": 37}),
     "wide": (LocalAttention, {"window": 101}),
     "around": (LocalAttention, {"around": 21}),
+    "sink": (SinkAttention, {"window": 37, "sinks": 3}),
+    "sinks": (SinkAttention, {"window": 23, "sinks": 71}),
     "sparse": (SparseAttention, {"block": 16, "n_window": 2, "n_random": 2}),
     "strided": (SparseAttention, {"block": 17, "n_global": 2, "n_window": 1, "stride": 3}),
 }

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...core import flash, sliced
@@ -15,11 +14,11 @@ from ...core.attention import Declaration, Mechanism, is_exporting
 from ...core.component import Site
 from ...core.context import Context
 from ...core.heads import HeadsConfig
-from ...core.position import in_each_row
-from ...core.ring import ring_in_order, ring_tokens, ring_write
+from ...core.ring import ring_tokens, ring_write
 from ...core.softmax import softmax_attention, softmax_reference
 from ...core.state import Declared, Memories, Remembered
 from ...core.tokens import Tokens, join, visible
+from ...core.window import window_blocks
 
 
 class LocalAttention(Mechanism):
@@ -169,55 +168,8 @@ class LocalAttention(Mechanism):
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None
     ) -> tuple[Tensor, Memories | None]:
         """Cut queries into blocks of `window`; block i sees the keys of block i - 1 (the ring first), i, and i + 1."""
-        window, (batch, length) = self.window, q.shape[:2]
+        length, window = q.shape[1], self.window
         after = None if state is None else self._written(k, v, context, state)
-        blocks = -(-length // window)
-        end = blocks * window - length
-        right = 0 if self.site.causal else window
-        tokens = context.tokens
-        if state is None:
-            k, v = (F.pad(t, (0, 0, 0, 0, window, end + right)) for t in (k, v))
-        else:
-            assert context.seen is not None
-            k, v = (
-                F.pad(torch.cat([ring_in_order(old, context.seen), new], dim=1), (0, 0, 0, 0, 0, end + right))
-                for old, new in ((state["k"], k), (state["v"], v))
-            )
-        q_tokens, k_tokens = context.tokens.once(
-            ("window blocks", window), lambda: self._block_tokens(tokens, context.seen, blocks)
-        )
-        span = 2 * window + right
-
-        def fold(x: Tensor, size: int) -> Tensor:
-            """Return windows of `size` columns, a window apart: (B * blocks, size, H, D)."""
-            return x.unfold(1, size, window).movedim(-1, 2).flatten(0, 1)
-
-        q, k, v = fold(F.pad(q, (0, 0, 0, 0, 0, end)), window), fold(k, span), fold(v, span)
-        mask = context.once(("window mask", window), lambda: self.visible(q_tokens, k_tokens))
-        bias = context.score(q_tokens, k_tokens, q, k)
-        if mask.shape[0] != q.shape[0]:  # all rows stand at the same positions
-            mask = mask.repeat(batch, 1, 1)
-            bias = None if bias is None else in_each_row(bias, q.shape[0])
-        y = softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias, cap=self.config.soft_cap)
-        return y.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length], after
-
-    def _block_tokens(self, tokens: Tokens, seen: Tensor | None, blocks: int) -> tuple[Tokens, Tokens]:
-        """Return the tokens of each block's queries and keys, (B * blocks, size); (blocks, size) where rows agree."""
-        window, length = self.window, tokens.pos.shape[1]
-        end, right = blocks * window - length, 0 if self.site.causal else window
-        rows = tokens.rows
-        tokens = tokens.map(lambda t: t.expand(rows, -1))
-        first = tokens.pos[:, :1] if seen is not None else torch.zeros_like(tokens.pos[:, :1])
-        before = first + torch.arange(-window, 0, device=first.device)
-        real = torch.ones_like(tokens.pos, dtype=torch.bool) if tokens.valid is None else tokens.valid
-        keys = Tokens(
-            F.pad(torch.cat([before, tokens.pos], dim=1), (0, end + right)),
-            F.pad(torch.cat([before >= 0, real], dim=1), (0, end + right)),
-            None if tokens.doc is None else F.pad(tokens.doc, (window, end + right), value=-1),
-            {name: F.pad(mark, (window, end + right)) for name, mark in tokens.marks.items()},
-        )
-        queries = tokens.map(lambda t: F.pad(t, (0, end)))
-        return (
-            queries.map(lambda t: t.unfold(1, window, window).flatten(0, 1)),
-            keys.map(lambda t: t.unfold(1, 2 * window + right, window).flatten(0, 1)),
-        )
+        cut = window_blocks(q, k, v, context, state, window=window, causal=self.site.causal)
+        mask = context.once(("window mask", window), lambda: self.visible(cut.q_tokens, cut.k_tokens))
+        return cut.mixed(mask, context, length, scale=self.scale, cap=self.config.soft_cap), after

@@ -18,7 +18,7 @@ from ...core.component import Site
 from ...core.context import Context
 from ...core.heads import HeadsConfig
 from ...core.position import in_each_row
-from ...core.ring import ring_tokens, ring_write
+from ...core.ring import head_write, ring_tokens, ring_write
 from ...core.softmax import softmax_attention, softmax_reference
 from ...core.state import PAST, Declared, Memories, Remembered
 from ...core.tokens import Tokens, join, visible
@@ -229,8 +229,8 @@ class SparseAttention(Mechanism):
             tokens = join(Tokens(slot, slot < seen.unsqueeze(1)), tokens)
             k, v = torch.cat([state["head_k"], k], dim=1), torch.cat([state["head_v"], v], dim=1)
             new = slice(k.shape[1] - context.tokens.pos.shape[1], None)
-            after["head_k"] = _head_write(state["head_k"], k[:, new], seen, length)
-            after["head_v"] = _head_write(state["head_v"], v[:, new], seen, length)
+            after["head_k"] = head_write(state["head_k"], k[:, new], seen, length)
+            after["head_v"] = head_write(state["head_v"], v[:, new], seen, length)
         return k, v, tokens, after
 
     def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
@@ -256,14 +256,3 @@ class SparseAttention(Mechanism):
         tokens = context.tokens[: q.shape[1]]
         mask = None if context.tokens.valid is None else self.visible(tokens, context.tokens)
         return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=context.score(tokens, context.tokens, q, k))
-
-
-def _head_write(head: Tensor, new: Tensor, seen: Tensor, length: Tensor | None) -> Tensor:
-    """Return head (B, size, ...) with those of the new entries (B, T, ...) whose position is below its size."""
-    if new.shape[1] == 0:
-        return head
-    column = torch.arange(head.shape[1], device=head.device) - seen.unsqueeze(1)
-    brought = torch.full_like(seen, new.shape[1]) if length is None else length
-    index = column.clamp(min=0, max=new.shape[1] - 1)[:, :, None, None].expand(-1, -1, *new.shape[2:])
-    taken = (column >= 0) & (column < brought.unsqueeze(1))
-    return torch.where(taken[:, :, None, None], new.gather(1, index), head)
