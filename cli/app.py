@@ -9,6 +9,7 @@ import typer
 
 from ..errors import PluginError
 from . import Session
+from .benching import benching
 from .exporting import exporting
 from .importing import importing
 from .output import notes, results
@@ -135,6 +136,7 @@ def generate(
 
 app.command(name="import")(importing)
 app.command(name="export")(exporting)
+app.command(name="bench")(benching)
 
 
 @app.command()

@@ -11,8 +11,20 @@ if TYPE_CHECKING:
     from .export import export, export_settings
     from .report import Report
     from .runtime import Label, Runtime
+    from .timing import Bench, bench
 
-__all__ = ["ArrayRuntime", "Label", "Report", "Runtime", "check", "export", "export_settings", "generate"]
+__all__ = [
+    "ArrayRuntime",
+    "Bench",
+    "Label",
+    "Report",
+    "Runtime",
+    "bench",
+    "check",
+    "export",
+    "export_settings",
+    "generate",
+]
 
 # Imported when first asked for: the runtime needs no torch, and whoever wants it alone should not pay for it.
 _HOMES = {
@@ -20,6 +32,8 @@ _HOMES = {
     "Report": "report",
     "Runtime": "runtime",
     "ArrayRuntime": "arrays",
+    "Bench": "timing",
+    "bench": "timing",
     "check": "checking",
     "export": "export",
     "export_settings": "export",

@@ -46,19 +46,21 @@ class ArrayRuntime:
     """Run the graphs of a folder that `export` wrote.
 
     It is a `Stepper` where its model writes tokens and reads no source. `provider`: the ONNX Runtime execution provider
-    in use; the fastest one that runs here unless given.
+    in use; the fastest one that runs here unless given. `threads`: for each operator; 0 leaves it to ONNX Runtime.
 
     Raises:
         ExportError: a file is missing or altered, or the provider does not run here.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], provider: str | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str], provider: str | None = None, threads: int = 0) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.read(self.folder)
         self.manifest.check_files(self.folder)
         self.provider = chosen(provider)
         graphs, state = self.manifest.graphs, self.manifest.state
-        self._sessions = {name: Session(self.folder, facts, state, self.provider) for name, facts in graphs.items()}
+        self._sessions = {
+            name: Session(self.folder, facts, state, self.provider, threads) for name, facts in graphs.items()
+        }
         stepping = [name for name, facts in graphs.items() if facts.steps]
         # Who answers once a sequence is no writer of tokens, though it takes steps.
         writing = self.manifest.generates and len(self.outputs["logits"].dims) == 3
@@ -85,6 +87,11 @@ class ArrayRuntime:
                 f"{self.folder}: no graph of this model gives {output}; they give {', '.join(self.outputs)}"
             )
         return name
+
+    @property
+    def writes(self) -> bool:
+        """Say whether the model writes tokens, by `step`."""
+        return self._step is not None
 
     @property
     def reads_source(self) -> bool:

@@ -65,7 +65,7 @@ def cases(graphs: Mapping[str, GraphFacts], state: Mapping[str, StateFacts], max
     for rows, most in (*SHAPES[:-1], (SHAPES[-1][0], min(max(SHAPES[-1][1], ring + 3), LONGEST))):
         length = min(most, room)
         steps = min(STEPS, max_seq_len - length)
-        draw = partial(_call, graphs, rows, random=np.random.default_rng([rows, length]))
+        draw = partial(draw_call, graphs, rows, random=np.random.default_rng([rows, length]))
         whole = [draw(name, length) for name in graphs]
         yield Case(f"whole {rows}x{length}", rows, tuple(whole))
         if stepping and steps:
@@ -93,7 +93,7 @@ def _in_chunks(graphs: Mapping[str, GraphFacts], length: int, steps: int, draw: 
         yield from (draw(name, size) for size in (length - first, *(1 for _ in range(steps))))
 
 
-def _call(
+def draw_call(
     graphs: Mapping[str, GraphFacts],
     rows: int,
     graph: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 
 from transom.core.topology import Topology
 from transom.data import Tokenizer
-from transom.deploy import ArrayRuntime, arrays, export, generate
+from transom.deploy import ArrayRuntime, arrays, bench, export, generate, timing
 from transom.errors import ExportError, InputError, TransomError
 from transom.generation import Sampling
 from transom.generation import generate as write
@@ -63,6 +64,7 @@ model:
   norm: rms
   head: {{kind: classifier, n_classes: 5, pool: last}}
 """
+PARTS = ("prefill", "first", "decode")
 PROMPTS = [[5, 90, 17, 2, 211], [40], [7, 7, 100, 30, 250, 9, 14, 83, 61, 22, 191]]
 
 
@@ -175,6 +177,81 @@ def test_it_runs_without_torch(decoder: Path, in_torch: InTorch) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [row.ids for row in write(in_torch, PROMPTS, Sampling(max_new_tokens=6))]
+
+
+def test_a_bench_says_what_took_how_long(decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a clock go on by the tokens that are read, and one half where a state begins."""
+    now = [100.0]
+    step, start = ArrayRuntime.step, ArrayRuntime.start
+
+    def stepping(self: ArrayRuntime, ids: Any, mask: Any, state: Any) -> Any:
+        now[0] += ids.size
+        return step(self, ids, mask, state)
+
+    def starting(self: ArrayRuntime, batch: int) -> Any:
+        now[0] += 0.5
+        return start(self, batch)
+
+    monkeypatch.setattr(ArrayRuntime, "step", stepping)
+    monkeypatch.setattr(ArrayRuntime, "start", starting)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "bandwidth", lambda threads: 5e5 * threads)
+    found = bench(decoder, lengths=[5, 17, 5], batch=3, tokens=4, rounds=2, threads=2)
+    assert [(speed.length, speed.prefill.median, speed.first, speed.decode) for speed in found.speeds] == [
+        (length, length * 3, timing.Spread(*[length * 3 + 0.5] * 3), timing.Spread(3, 3, 3)) for length in (5, 17)
+    ]
+    assert now[0] == 100 + 3 * (2 * (0.5 + 5 * 3) + (5 + 17) * 3)  # one round more than counts, one step more
+    state = ArrayRuntime(decoder).start(3)
+    assert {speed.state for speed in found.speeds} == {sum(value.numpy().nbytes for value in state.values.values())}
+    size = sum((decoder / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    assert (found.weights, found.bandwidth, found.floor) == (size, 1e6, size / 1e6)
+    lines = str(found).splitlines()
+    assert lines[0].startswith("CPUExecutionProvider, 2 threads, ONNX Runtime ")
+    assert re.split("  +", lines[1].strip()) == [*timing.HEADINGS]
+    assert lines[3].split()[:8] == ["17", "51000.00", "(51000.00", "to", "51000.00)", "1", "51500.00", "(51500.00"]
+    assert lines[4].endswith(" ms to read once, at the 0.0 GB/s of a copy here")
+
+
+def test_a_bench_stays_within_what_the_model_holds(decoder: Path) -> None:
+    assert [speed.length for speed in bench(decoder, tokens=9, rounds=1).speeds] == [30]
+    for options, message in (
+        ({"lengths": [24, 31], "tokens": 9}, "lengths: 31 and 10 more; this model takes 1 to max_seq_len = 40"),
+        ({"lengths": [0]}, "lengths: 0 and 17 more"),
+        ({"tokens": 39}, "tokens: 39; this model takes at most max_seq_len = 40"),
+        ({"rounds": 0}, "rounds: 0 leaves nothing to measure; at least 1"),
+        ({"threads": 0}, "threads: 0 leaves"),
+    ):
+        with pytest.raises(InputError, match=message):
+            bench(decoder, **options)  # type: ignore[arg-type]
+
+
+def test_the_command_benches_without_torch(decoder: Path) -> None:
+    args = [
+        "bench",
+        str(decoder),
+        "--length",
+        "11",
+        "--length",
+        "3",
+        "--rounds",
+        "2",
+        "--tokens",
+        "5",
+        "--threads",
+        "1",
+    ]
+    code = f"import sys; sys.modules['torch'] = None\nfrom transom.cli import main\nmain({[*args, '--json']!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = json.loads(done.stdout)
+    assert (said["threads"], said["rounds"], said["tokens"], said["precision"]) == (1, 2, 5, "fp32")
+    assert [speed["length"] for speed in said["speeds"]] == [11, 3]
+    for speed in said["speeds"]:
+        assert all(0 < part["low"] <= part["median"] <= part["high"] < 9 for part in map(speed.get, PARTS))
+        assert speed["prefill"]["low"] < speed["first"]["low"]
+    assert said["floor"] == said["weights"] / said["bandwidth"]
+    assert 1e8 < said["bandwidth"] < 1e13
+    assert 2e7 < said["peak"] < 1e10
 
 
 def test_what_does_not_fit_a_decoder_is_refused(decoder: Path) -> None:

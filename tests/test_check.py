@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 
 from transom.cli import main
-from transom.deploy import Report, check, export
+from transom.deploy import Report, bench, check, export
 from transom.deploy.cases import numbers
 from transom.deploy.gate import failures, limits
 from transom.deploy.manifest import MANIFEST, Manifest, sha256
@@ -115,6 +115,19 @@ def test_it_is_of_every_case_and_every_tensor(writer: Exported) -> None:
         assert row.rms == pytest.approx(whole.rms, rel=0.9)
 
 
+def test_a_bench_reads_sources_and_writes_about_them(writer: Exported) -> None:
+    found = bench(writer.folder, lengths=[40, 3], batch=2, tokens=20, rounds=3)
+    assert [speed.length for speed in found.speeds] == [40, 3]
+    for speed in found.speeds:
+        assert speed.first is not None
+        assert speed.decode is not None
+        assert 0 < speed.prefill.low < speed.first.low
+        assert speed.decode.low > 0
+    assert found.speeds[0].state > found.speeds[1].state  # type: ignore[operator]
+    with pytest.raises(InputError, match="lengths: 48; this model takes 1 to max_seq_len = 47"):
+        bench(writer.folder, lengths=[48])
+
+
 def test_other_weights_are_found_out(writer: Exported, tmp_path: Path) -> None:
     def louder(model: onnx.ModelProto) -> None:
         table = max(model.graph.initializer, key=lambda one: np.prod(one.dims))
@@ -172,6 +185,9 @@ def test_numbers_of_images_come_back_from_their_seeds(tmp_path: Path) -> None:
     assert [row.case for row in again.rows] == ["whole 1x5", "whole 2x13", "whole 3x13"]
     assert all(0 < row.error <= whole.error for row, whole in zip(again.rows, report.rows, strict=True))
     assert {row.target for row in again.rows} == {"onnx"}
+    (speed,) = bench(tmp_path / "out", rounds=2).speeds  # an image has no length, and is not written about
+    assert (speed.length, speed.first, speed.decode, speed.state) == (0, None, None, None)
+    assert speed.prefill.median > 0
 
 
 def test_numbers_are_the_same_everywhere() -> None:

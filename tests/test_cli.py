@@ -21,7 +21,7 @@ from transom.cli.progress import progress
 from transom.cli.render import tree, writer
 from transom.training import events
 
-COMMANDS = ("show", "train", "eval", "generate", "export", "plugins", "schema")
+COMMANDS = ("show", "train", "eval", "generate", "export", "bench", "plugins", "schema")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
