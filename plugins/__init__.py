@@ -8,6 +8,7 @@ from ..core import component
 from .attention.big_bird import BigBirdAttention
 from .attention.conv import ConvAttention
 from .attention.convolution import ConvolutionAttention
+from .attention.differential import DifferentialAttention
 from .attention.full import FullAttention
 from .attention.gated_delta import GatedDeltaAttention
 from .attention.gru import GruAttention

@@ -1,0 +1,64 @@
+"""Attentions against their papers, written down token by token and head by head with none of our code."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from transom.core.component import Site
+from transom.core.context import Context
+from transom.core.tokens import Tokens
+from transom.registry.manager import default
+
+
+def made(name: str, length: int, *, causal: bool = True, layer: int = 1, **options: Any) -> tuple[Any, Context]:
+    """Return a mechanism in fp64, with every parameter drawn, and the context of `length` plain tokens."""
+    cls = default().get("attention", name)
+    config = cls.Config(**options)
+    site = Site(d_model=config.n_heads * config.head_dim, max_seq_len=length, causal=causal, layer=layer)
+    mechanism = cls(config.resolved(site.d_model), site).double()
+    for parameter in mechanism.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return mechanism, Context(Tokens(torch.arange(length).unsqueeze(0)), causal=causal)
+
+
+def drawn(length: int, *heads: int, width: int) -> list[Tensor]:
+    """Return tensors (2, length, heads, width) in fp64."""
+    return [torch.randn(2, length, n, width, dtype=torch.float64) for n in heads]
+
+
+def test_sink_sees_what_is_near_and_what_is_first() -> None:
+    length, window, sinks = random.randint(70, 150), random.randint(2, 30), random.randint(1, 9)
+    mechanism, context = made("sink", length, n_heads=2, head_dim=5, window=window, sinks=sinks)
+    q, k, v = drawn(length, 2, 2, 2, width=5)
+    got, _ = mechanism(q, k, v, context)
+    for t in range(length):
+        seen = [s for s in range(t + 1) if s < sinks or t - s < window]
+        weights = (torch.einsum("bhd,bshd->bhs", q[:, t], k[:, seen]) / math.sqrt(5)).softmax(-1)
+        torch.testing.assert_close(got[:, t], torch.einsum("bhs,bshd->bhd", weights, v[:, seen]))
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_differential_takes_one_map_from_another(layer: int) -> None:
+    length, width = random.randint(5, 30), random.randint(3, 8)
+    mechanism, context = made("differential", length, n_heads=8, n_kv_heads=4, head_dim=width, layer=layer)
+    q, k, v = drawn(length, 8, 4, 4, width=width)
+    got, _ = mechanism(q, k, v, context)
+    start = 0.8 - 0.6 * math.exp(-0.3 * (layer - 1))
+    (q1, k1), (q2, k2) = mechanism.factors.detach()
+    share = math.exp(q1 @ k1) - math.exp(q2 @ k2) + start
+    hidden = torch.ones(length, length).triu(1).bool()
+    for pair in range(4):
+        keys = [2 * (pair // 2), 2 * (pair // 2) + 1]
+        maps = [
+            (q[:, :, 2 * pair + i] @ k[:, :, keys[i]].mT / math.sqrt(width)).masked_fill(hidden, -math.inf).softmax(-1)
+            for i in (0, 1)
+        ]
+        y = (maps[0] - share * maps[1]) @ torch.cat([v[:, :, keys[0]], v[:, :, keys[1]]], dim=-1)
+        y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mechanism.gain * (1 - start)
+        torch.testing.assert_close(torch.cat([got[:, :, 2 * pair], got[:, :, 2 * pair + 1]], dim=-1), y)
