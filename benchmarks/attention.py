@@ -26,12 +26,12 @@ from torch import Tensor
 
 from transom.core.component import Site
 from transom.core.context import Context
+from transom.core.fading import in_chunks
 from transom.core.tokens import Tokens
 from transom.plugins.attention.full import FullAttention
 from transom.plugins.attention.linear import LinearAttention
 from transom.plugins.attention.local import LocalAttention
 from transom.plugins.attention.sparse import SparseAttention
-from transom.plugins.attention.state_space import in_chunks
 
 HEADS, WIDTH, WINDOW = 8, 64, 256
 LENGTHS = (512, 1024, 2048, 4096, 8192)

@@ -11,12 +11,14 @@ from .attention.convolution import ConvolutionAttention
 from .attention.differential import DifferentialAttention
 from .attention.full import FullAttention
 from .attention.gated_delta import GatedDeltaAttention
+from .attention.gated_linear import GatedLinearAttention
 from .attention.gru import GruAttention
 from .attention.latent import LatentAttention
 from .attention.linear import LinearAttention
 from .attention.local import LocalAttention
 from .attention.longformer import LongformerAttention
 from .attention.lstm import LstmAttention
+from .attention.retention import RetentionAttention
 from .attention.rg_lru import RgLruAttention
 from .attention.rnn import RnnAttention
 from .attention.rwkv import RwkvAttention

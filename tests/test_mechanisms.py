@@ -62,3 +62,49 @@ def test_differential_takes_one_map_from_another(layer: int) -> None:
         y = (maps[0] - share * maps[1]) @ torch.cat([v[:, :, keys[0]], v[:, :, keys[1]]], dim=-1)
         y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mechanism.gain * (1 - start)
         torch.testing.assert_close(torch.cat([got[:, :, 2 * pair], got[:, :, 2 * pair + 1]], dim=-1), y)
+
+
+def mixer(name: str, width: int, **options: Any) -> Any:
+    """Return a mixer in fp64, with every parameter drawn."""
+    cls = default().get("attention", name)
+    made = cls(cls.Config(**options), Site(d_model=width, max_seq_len=500)).double()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def faded(mixer: Any, x: Tensor, decay: Tensor, heads: int, key: int, value: int) -> Tensor:
+    """Return what a recurrence over x (T, C) gives, decay (T, H, D): token by token and head by head."""
+    q, k, v, gate = (x @ mixer.up.weight.T).split([heads * key, heads * key, heads * value, heads * value], dim=-1)
+    rows = []
+    states = [torch.zeros(key, value, dtype=x.dtype) for _ in range(heads)]
+    for t in range(len(x)):
+        row = []
+        for h in range(heads):
+            own = slice(h * key, (h + 1) * key)
+            states[h] = decay[t, h, :, None] * states[h] + torch.outer(k[t, own], v[t, h * value : (h + 1) * value])
+            y = q[t, own] @ states[h] / math.sqrt(key)
+            row.append(y / (y.square().mean() + 1e-5).sqrt())
+        rows.append(torch.cat(row) * mixer.norm.weight * torch.nn.functional.silu(gate[t]))
+    return torch.stack(rows) @ mixer.out.weight.T
+
+
+def test_retention_is_a_recurrence_of_fixed_rates() -> None:
+    length, key, value = random.randint(70, 150), random.randint(2, 5), random.randint(2, 5)
+    made = mixer("retention", 9, n_heads=3, head_dim=key, v_dim=value, span=(4.0, 64.0))
+    x = torch.randn(1, length, 9, dtype=torch.float64)
+    rates = torch.tensor([1 - 1 / 4, 1 - 1 / 16, 1 - 1 / 64], dtype=torch.float64)
+    decay = rates[None, :, None].expand(length, 3, key)
+    got, _ = made(x, Context(Tokens(torch.arange(length).unsqueeze(0)), causal=True))
+    torch.testing.assert_close(got[0], faded(made, x[0], decay, 3, key, value))
+
+
+@pytest.mark.parametrize("decay", ["entry", "head"])
+def test_gated_linear_fades_by_what_tokens_say(decay: str) -> None:
+    length, key, value = random.randint(70, 150), random.randint(2, 5), random.randint(2, 5)
+    made = mixer("gated_linear", 9, n_heads=3, head_dim=key, v_dim=value, decay=decay, rank=4)
+    x = torch.randn(1, length, 9, dtype=torch.float64) * 5
+    left = made.fade(x[0]).sigmoid() ** (1 / 16)
+    left = left.unflatten(-1, (3, key)) if decay == "entry" else left.unsqueeze(-1).expand(-1, -1, key)
+    got, _ = made(x, Context(Tokens(torch.arange(length).unsqueeze(0)), causal=True))
+    torch.testing.assert_close(got[0], faded(made, x[0], left, 3, key, value))

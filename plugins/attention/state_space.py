@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,19 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import fla
-from ...core.attention import Declaration, Mixer, is_exporting
+from ...core.attention import Declaration, Mixer
 from ...core.component import Site
 from ...core.context import Context
-from ...core.decay import Decays, carried, cut, draw_steps, joined, size_of_chunks
+from ...core.decay import draw_steps
+from ...core.fading import CHUNK, Sums, fastest, token_by_token
 from ...core.feedforward import Activation, activate
 from ...core.gated_norm import GatedNorm
-from ...core.linear import Linear, at_least_fp32, computed_in, exactly
+from ...core.linear import Linear, at_least_fp32, exactly
 from ...core.moves import Layouts, Move, Reshape, Take
 from ...core.short_conv import ShortConv
 from ...core.state import Declared, Memories, Remembered
-
-CHUNK = 64
-"""Tokens a chunk: within it scores are formed, across it the states are carried."""
 
 
 class StateSpaceAttention(Mixer):
@@ -125,9 +122,7 @@ class StateSpaceAttention(Mixer):
 
     def forward(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Sum in chunks, on CUDA by flash-linear-attention's kernels; one token of a step at once."""
-        one = x.shape[1] == 1 and context.tokens.doc is None and not is_exporting()
-        chunked = partial(by_kernel, half=computed_in(x)) if fla.takes(x, context.tokens.doc) else in_chunks
-        return self._mixed(x, context, state, self.conv.forward, token_by_token if one else chunked, self.norm)
+        return self._mixed(x, context, state, self.conv.forward, fastest(x, context), self.norm)
 
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Sum token by token."""
@@ -151,7 +146,7 @@ class StateSpaceAttention(Mixer):
         context: Context,
         state: Memories | None,
         convolve: Callable[..., tuple[Tensor, Memories]],
-        sums: Callable[..., tuple[Tensor, Tensor]],
+        sums: Sums,
         norm: Callable[[Tensor, Tensor], Tensor],
     ) -> tuple[Tensor, Memories | None]:
         config, valid = self.config, context.tokens.valid
@@ -194,55 +189,3 @@ def _head_dim(config: StateSpaceAttention.Config, d_model: int) -> int:
 def _grouped(x: Tensor, config: StateSpaceAttention.Config) -> Tensor:
     grouped: Tensor = x.unflatten(-1, (config.n_groups, config.d_state))
     return grouped
-
-
-def token_by_token(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, first: Tensor, doc: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return y_t = q_t h_t, (B, T, H, E), and the last h, of h_t = exp(log_decay_t) h_(t-1) + k_t v_t, (B, H, D, E).
-
-    q, k (B, T, G, D); v (B, T, H, E); log_decay (B, T, H); `first` comes before the first token; `doc` (B, T) keeps
-    documents apart.
-    """
-    shared = v.shape[2] // k.shape[2]
-    q, k = (t.repeat_interleave(shared, dim=2) for t in (q, k))
-    decay, h, found = log_decay.exp(), first, []
-    for t in range(v.shape[1]):
-        if doc is not None and t:
-            h = h * (doc[:, t] == doc[:, t - 1])[:, None, None, None]
-        h = h * decay[:, t, :, None, None] + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
-        found.append((q[:, t].unsqueeze(-2) @ h).squeeze(-2))
-    return torch.stack(found, dim=1) if found else v, h
-
-
-def by_kernel(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, first: Tensor, doc: Tensor | None, *, half: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Compute `token_by_token` of one document a row on CUDA, products in `half`."""
-    assert doc is None
-    y, last = fla.decaying_sums(q, k, v, log_decay, first, half)
-    return y.to(v.dtype), last.to(first.dtype)
-
-
-def in_chunks(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, first: Tensor, doc: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Compute `token_by_token` with products of matrices: scores within chunks, states across them."""
-    length, groups = v.shape[1], k.shape[2]
-    size = size_of_chunks(CHUNK, length)
-    decays = Decays.of(log_decay, size, doc)
-    q, k, v = cut(q, size), cut(k, size), cut(v, size)
-
-    def by_group(t: Tensor) -> Tensor:
-        split: Tensor = t.unflatten(2, (groups, -1))
-        return split
-
-    scores = ((q @ k.mT).unsqueeze(3) * by_group(decays.within)).flatten(2, 3)
-    sums = ((k.unsqueeze(3) * by_group(decays.onward)).mT @ by_group(v)).flatten(2, 3)
-    last, (before,) = carried(_faded, first, (decays.across, sums))
-    read = (q.unsqueeze(3) @ by_group(before)).flatten(2, 3) * decays.into
-    return joined(scores @ v + read, length), last
-
-
-def _faded(h: Tensor, across: Tensor, sums: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    return h * across + sums, (h,)
