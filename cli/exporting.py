@@ -19,6 +19,7 @@ def exporting(
     to: Annotated[
         Literal["onnx", "hf"], typer.Option(help="A graph, or the weights as a Hugging Face checkpoint.")
     ] = "onnx",
+    opset: Annotated[int | None, typer.Option(help="Of the ONNX standard: 24, or 23 for ONNX Runtime 1.23.")] = None,
     gate: Annotated[
         str | None, typer.Option(metavar="MEASURE=LIMIT,...", help="What the report must keep to besides.")
     ] = None,
@@ -51,8 +52,9 @@ def exporting(
         )
     if provider is not None:
         raise InputError(f"--provider {provider}: goes with --check; an export is checked on every provider")
+    overrides = [*(overrides or ()), *([] if opset is None else [f"export.opset={opset}"])]
     if to == "hf":
-        if given := [*(overrides or ()), *([f"--gate {gate}"] if gate else ())]:
+        if given := [*overrides, *([f"--gate {gate}"] if gate else ())]:
             raise InputError(f"{given[0]}: goes with a graph; --to hf takes no changes")
         from ..interop import export_checkpoint
 

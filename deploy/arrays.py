@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..generation import Generation, Sampling, Stepper
 from ..generation import generate as write
 from .manifest import MASK, GraphFacts, Manifest, TensorFacts, is_mask
-from .session import Session, Values, chosen, empty_state, widened
+from .session import Values, chosen, empty_state, sessions, widened
 
 PIECE = 256  # tokens of a long prompt that are read at once
 ROOM = 256  # slots that a state begins with, where rows may hold as many tokens
@@ -57,10 +57,8 @@ class ArrayRuntime:
         self.manifest = Manifest.read(self.folder)
         self.manifest.check_files(self.folder)
         self.provider = chosen(provider)
-        graphs, state = self.manifest.graphs, self.manifest.state
-        self._sessions = {
-            name: Session(self.folder, facts, state, self.provider, threads) for name, facts in graphs.items()
-        }
+        self._sessions = sessions(self.folder, self.manifest, self.provider, threads)
+        graphs = self.manifest.graphs
         stepping = [name for name, facts in graphs.items() if facts.steps]
         # Who answers once a sequence is no writer of tokens, though it takes steps.
         writing = self.manifest.generates and len(self.outputs["logits"].dims) == 3

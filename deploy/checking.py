@@ -10,7 +10,7 @@ from .gate import failures, limits
 from .manifest import Manifest
 from .reference import misfit, read
 from .report import Report, Row
-from .session import Session, chosen, providers
+from .session import chosen, providers, sessions
 from .walk import Masks, Walk
 
 
@@ -45,12 +45,12 @@ def _rows(folder: Path, manifest: Manifest, provider: str, most: float | None) -
     said = [row for row in manifest.parity if row.get("precision") == manifest.precision]
     allowed = max((float(row["allowed"]) for row in said), default=0.0) if most is None else most
     target = next((str(row.get("target", "")) for row in said), "")
-    sessions = {name: Session(folder, facts, manifest.state, provider) for name, facts in manifest.graphs.items()}
+    graphs = sessions(folder, manifest, provider)
     rows = []
     for case, reader in read(folder):
-        if strange := {call.graph for call in case.calls} - sessions.keys():
+        if strange := {call.graph for call in case.calls} - graphs.keys():
             raise misfit(folder, f"there is no graph {min(strange)}")
-        walk, masks = Walk(sessions, manifest.state, case), Masks()
+        walk, masks = Walk(graphs, manifest.state, case), Masks()
         for call, last in case.ending():
             outputs, state = walk.run(call, masks.inputs(manifest.graphs[call.graph], call))
             found = {**outputs, **(state if last else {})}

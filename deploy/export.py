@@ -34,6 +34,9 @@ from .rows import Exported
 from .schema import schema
 from .source import Source, read_source
 
+LEAST = {23: "1.23", 24: "1.24"}
+"""By opset, the oldest ONNX Runtime that reads its graphs."""
+
 
 def export(
     model_or_run: Topology | str | os.PathLike[str],
@@ -120,6 +123,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings, samples: Samp
         pools=model.pools,
         labels=source.labels(_classes(graphs, model.pools)),
         versions=_versions(),
+        least_onnxruntime=LEAST[settings.opset],
         parity=tuple(_plain(row) for row in report.rows),
         figures=tuple(asdict(figures) for figures in report.figures),
         gate=gate,

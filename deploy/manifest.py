@@ -91,6 +91,7 @@ class Manifest:
     `parity`: the rows of the report. `figures`: what graphs of a lower precision differ by from the exact ones.
     `gate`: the limits that they had to keep to, by measure.
     `spec`: the complete spec, None for a model that was built without one.
+    `least_onnxruntime`: the oldest version that reads graphs of the opset; "" where nothing is said.
     `runners`: other programs that may run the folder, each with "" or why it can't. `files`: sha256 of every other
     file.
     """
@@ -115,6 +116,7 @@ class Manifest:
     pools: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     runners: Mapping[str, str] = field(default_factory=dict)
+    least_onnxruntime: str = ""
 
     def write(self, folder: Path) -> None:
         """Write `transom.json`, which names its schema: after it, the folder is whole."""

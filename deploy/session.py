@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ..errors import ExportError, InputError
-from .manifest import TOTAL, GraphFacts, StateFacts
+from .manifest import TOTAL, GraphFacts, Manifest, StateFacts
 from .pages import large_pages
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -152,6 +153,26 @@ class Session:
                 raise InputError(f"{name}: {array.dtype} of shape {array.shape}; it must be {facts.dtype} of {shape}")
             if facts.high and array.size and not 0 <= array.min() <= array.max() < facts.high:
                 raise InputError(f"{name}: {array.min()} to {array.max()}; values go from 0 to {facts.high - 1}")
+
+
+def sessions(folder: Path, manifest: Manifest, provider: str, threads: int = 0) -> dict[str, Session]:
+    """Load all graphs of an exported folder, by name.
+
+    Raises:
+        ExportError: this ONNX Runtime is too old, or can't load a graph.
+    """
+    least = manifest.least_onnxruntime
+    if _numbers(ort.__version__) < _numbers(least):
+        raise ExportError(
+            f"{folder}: takes ONNX Runtime {least} or later, and this is {ort.__version__}: install a later one, or "
+            f"export with another opset than {manifest.opset}"
+        )
+    graphs, state = manifest.graphs, manifest.state
+    return {name: Session(folder, facts, state, provider, threads) for name, facts in graphs.items()}
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
 def widened(state: Mapping[str, StateFacts], values: Values, room: int, used: int) -> Values:

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
 
 from transom.cli import main
-from transom.deploy import Report, bench, check, export
+from transom.deploy import Report, Runtime, bench, check, export
 from transom.deploy.cases import numbers
 from transom.deploy.gate import failures, limits
 from transom.deploy.manifest import MANIFEST, Manifest, sha256
@@ -174,6 +175,15 @@ def test_a_reference_that_is_missing_or_of_another_folder_is_refused(writer: Exp
         check(folder)
     with pytest.raises(ExportError, match=r"CUDExecutionProvider: this machine runs"):
         check(folder, provider="CUDExecutionProvider")
+
+
+def test_an_onnxruntime_that_is_too_old_is_refused(writer: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "__version__", "1.23.9")
+    for load in (check, bench, Runtime):
+        with pytest.raises(ExportError, match=r"out: takes ONNX Runtime 1\.24 or later, and this is 1\.23\.9: install"):
+            load(writer.folder)
+    monkeypatch.setattr(ort, "__version__", "1.100.0")
+    assert Runtime(writer.folder).arrays.manifest.opset == 24
 
 
 def test_numbers_of_images_come_back_from_their_seeds(tmp_path: Path) -> None:

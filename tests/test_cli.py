@@ -297,8 +297,9 @@ def test_from_a_spec_to_text_without_torch(tmp_path: Path, capsys: pytest.Captur
     losses = re.search(r"held-out loss (\S+) -> (\S+) nats", capsys.readouterr().out)
     assert losses is not None
     assert [float(loss) for loss in losses.groups()] == pytest.approx([float(figures["loss"])] * 2, rel=0.05)
-    assert ends_with(["export", str(run), "-o", str(out), "export.logits=all"]) == 0
+    assert ends_with(["export", str(run), "-o", str(out), "--opset", "23", "--gate", "rms=1", "export.logits=all"]) == 0
     assert "same token 100.0%" in capsys.readouterr().out
+    assert '"opset": 23' in (out / "transom.json").read_text()
     command = [sys.executable, "-c", WITHOUT_TORCH, "generate", str(out), *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -183,6 +183,7 @@ def test_an_export_replaces_an_export_and_nothing_else(
     export(model, out, settings=ExportSettings(opset=23, logits="all"))
     manifest = Manifest.read(out)
     assert (manifest.opset, manifest.vocab_size, len(manifest.parity)) == (23, 11, 14)
+    assert (manifest.least_onnxruntime, hybrid.manifest.least_onnxruntime) == ("1.23", "1.24")
     assert manifest.graphs["model"].outputs["logits"].dims == ("batch", "sequence", 11)
     graphs = {"model.onnx", "model.onnx.data", "genai.onnx", "genai_config.json"}
     assert manifest.files.keys() == {*graphs, "folder.schema.json", "reference.safetensors"}
