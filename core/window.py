@@ -35,7 +35,7 @@ class WindowBlocks:
         rows = self.q.shape[0]
         bias = context.score(self.q_tokens, self.k_tokens, self.q, self.k)
         if mask.shape[0] != rows:  # all rows stand at the same positions
-            mask = mask.repeat(rows // self.blocks, 1, 1)
+            mask = mask.repeat(rows // mask.shape[0], 1, 1)
             bias = None if bias is None else in_each_row(bias, rows)
         y = softmax_attention(self.q, self.k, self.v, scale=scale, mask=mask, bias=bias, cap=cap)
         mixed: Tensor = y.unflatten(0, (rows // self.blocks, self.blocks)).flatten(1, 2)

@@ -9,6 +9,7 @@ from .attention.big_bird import BigBirdAttention
 from .attention.conv import ConvAttention
 from .attention.convolution import ConvolutionAttention
 from .attention.differential import DifferentialAttention
+from .attention.dilated import DilatedAttention
 from .attention.full import FullAttention
 from .attention.gated_delta import GatedDeltaAttention
 from .attention.gated_linear import GatedLinearAttention

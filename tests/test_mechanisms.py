@@ -43,6 +43,18 @@ def test_sink_sees_what_is_near_and_what_is_first() -> None:
         torch.testing.assert_close(got[:, t], torch.einsum("bhs,bshd->bhd", weights, v[:, seen]))
 
 
+@pytest.mark.parametrize("window", [4, None])
+def test_dilated_sees_every_nth_token(window: int | None) -> None:
+    length, dilation = random.randint(30, 90), random.randint(2, 5)
+    mechanism, context = made("dilated", length, n_heads=2, head_dim=5, window=window, dilation=dilation)
+    q, k, v = drawn(length, 2, 2, 2, width=5)
+    got, _ = mechanism(q, k, v, context)
+    for t in range(length):
+        seen = list(range(t, -1, -dilation))[:window]
+        weights = (torch.einsum("bhd,bshd->bhs", q[:, t], k[:, seen]) / math.sqrt(5)).softmax(-1)
+        torch.testing.assert_close(got[:, t], torch.einsum("bhs,bshd->bhd", weights, v[:, seen]))
+
+
 @pytest.mark.parametrize("layer", [1, 3])
 def test_differential_takes_one_map_from_another(layer: int) -> None:
     length, width = random.randint(5, 30), random.randint(3, 8)
