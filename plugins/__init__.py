@@ -19,6 +19,7 @@ from .attention.linear import LinearAttention
 from .attention.local import LocalAttention
 from .attention.longformer import LongformerAttention
 from .attention.lstm import LstmAttention
+from .attention.performer import PerformerAttention
 from .attention.retention import RetentionAttention
 from .attention.rg_lru import RgLruAttention
 from .attention.rnn import RnnAttention

@@ -76,6 +76,28 @@ def test_differential_takes_one_map_from_another(layer: int) -> None:
         torch.testing.assert_close(torch.cat([got[:, :, 2 * pair], got[:, :, 2 * pair + 1]], dim=-1), y)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_performer_is_softmax_on_average(causal: bool) -> None:
+    length, width = random.randint(5, 20), random.randint(3, 6)
+    near, far = (made("performer", length, n_heads=2, head_dim=width, n_features=n, causal=causal) for n in (5000, 7))
+    q, k, v = drawn(length, 2, 2, 2, width=width)
+    q, k = q / 2, k / 2
+    hidden = torch.ones(length, length).triu(1).bool() & causal
+    scores = torch.einsum("bthd,bshd->bhts", q, k) / math.sqrt(width)
+    exact = torch.einsum("bhts,bshd->bthd", scores.masked_fill(hidden, -math.inf).softmax(-1), v)
+    errors = [float((mechanism(q, k, v, context)[0] - exact).abs().mean()) for mechanism, context in (near, far)]
+    assert errors[0] < 0.1 * float(exact.abs().mean())
+    assert errors[0] < errors[1] / 4  # 27 times as small, on average
+
+
+def test_performer_draws_orthogonal_directions_of_normal_lengths() -> None:
+    mechanism, _ = made("performer", 9, n_heads=1, head_dim=40, n_features=95)
+    for block in mechanism.drawn.split(40):
+        apart = block @ block.T
+        torch.testing.assert_close(apart, torch.diag(apart.diagonal()), atol=1e-5, rtol=0)
+    assert 0.9 < float(mechanism.drawn.square().mean()) < 1.1
+
+
 def mixer(name: str, width: int, **options: Any) -> Any:
     """Return a mixer in fp64, with every parameter drawn."""
     cls = default().get("attention", name)

@@ -151,9 +151,9 @@ class DropsInEval(BandAttention):
 class FeaturesDrawnAnew(LINEAR):
     """Random features are drawn in every pass, where a draw at construction was meant."""
 
-    def features(self, x):
-        signs = torch.randint(2, x.shape[-1:], device=x.device) * 2 - 1
-        return super().features(x * signs)
+    def key_features(self, k):
+        signs = torch.randint(2, k.shape[-1:], device=k.device) * 2 - 1
+        return super().key_features(k * signs)
 
 
 @planted(14, "an input, once it was used")
