@@ -14,7 +14,6 @@ from safetensors.numpy import save
 
 from ..errors import ExportError
 from .cases import Arrays, Call, Case, numbers
-from .walk import Whole
 
 REFERENCE = "reference.safetensors"
 POINTS = 64
@@ -69,14 +68,21 @@ class Notes:
 
     def add(self, name: str, array: NDArray[Any]) -> None:
         """Keep a tensor's largest magnitude, some of its places, and of logits the largest ones of each token."""
-        whole = Whole(array)
         self.floats += [np.abs(array).max(initial=0), array.ravel()[places(array.size)]]
         if name.startswith("logits"):
-            top = np.argsort(-array, axis=-1, kind="stable")[..., :TOP]
+            top = _largest(array)
             self.ints.append(top)
-            self.floats.append(
-                whole.array.max(-1, keepdims=True).astype(np.float64) - np.take_along_axis(array, top, -1)
-            )
+            self.floats.append(array.max(-1, keepdims=True).astype(np.float64) - np.take_along_axis(array, top, -1))
+
+
+def _largest(logits: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the places of each token's TOP largest logits, the largest first, and of equal ones the first place."""
+    count = min(TOP, logits.shape[-1])
+    top = np.sort(np.argpartition(logits, -count, axis=-1)[..., -count:], axis=-1)
+    order = np.argsort(-np.take_along_axis(logits, top, -1), axis=-1, kind="stable")
+    top = np.take_along_axis(top, order, -1)
+    top[..., 0] = logits.argmax(-1)  # there may be more of one size than are kept
+    return top
 
 
 class Kept:

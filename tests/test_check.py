@@ -233,6 +233,15 @@ def _kept(logits: np.ndarray[Any, Any]) -> Wanted:
     return found
 
 
+def test_of_equal_logits_the_first_is_the_best() -> None:
+    logits = np.zeros((2, 3, 59), dtype=np.float32)
+    logits[1, 1, 20:40] = 1.0
+    logits[1, 2, [50, 9]] = 2.0, 3.0
+    assert np.array_equal(_kept(logits).best, [[0, 0, 0], [0, 20, 9]])
+    assert np.array_equal(_kept(logits).margin(np.full((2, 3), 50)), [[np.inf] * 3, [np.inf, np.inf, 1.0]])
+    assert np.array_equal(_kept(logits[..., :5]).margin(np.full((2, 3), 4)), np.zeros((2, 3)))
+
+
 @pytest.mark.parametrize("known", [Whole, _kept], ids=["whole", "kept"])
 def test_near_ties_are_counted_apart(known: Callable[[np.ndarray[Any, Any]], Wanted]) -> None:
     random = np.random.default_rng(9)
