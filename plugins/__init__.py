@@ -16,6 +16,7 @@ from .attention.gated_linear import GatedLinearAttention
 from .attention.gru import GruAttention
 from .attention.latent import LatentAttention
 from .attention.linear import LinearAttention
+from .attention.linformer import LinformerAttention
 from .attention.local import LocalAttention
 from .attention.longformer import LongformerAttention
 from .attention.lstm import LstmAttention

@@ -98,6 +98,19 @@ def test_performer_draws_orthogonal_directions_of_normal_lengths() -> None:
     assert 0.9 < float(mechanism.drawn.square().mean()) < 1.1
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_linformer_projects_a_text_along_its_length(shared: bool) -> None:
+    length, rank = random.randint(5, 30), random.randint(2, 9)
+    options = {"n_heads": 2, "head_dim": 3, "rank": rank, "shared": shared}
+    mechanism, context = made("linformer", length, causal=False, **options)
+    q, k, v = drawn(length, 2, 2, 2, width=3)
+    got, _ = mechanism(q, k, v, context)
+    e, f = mechanism.weight[0], mechanism.weight[0 if shared else 1]
+    for head in range(2):
+        weights = (q[:, :, head] @ (e @ k[:, :, head]).mT / math.sqrt(3)).softmax(-1)
+        torch.testing.assert_close(got[:, :, head], weights @ (f @ v[:, :, head]))
+
+
 def mixer(name: str, width: int, **options: Any) -> Any:
     """Return a mixer in fp64, with every parameter drawn."""
     cls = default().get("attention", name)
