@@ -42,19 +42,21 @@ class Scaling:
 
     kind: `linear` slows all alike (Chen et al. 2023); `llama3` by how often a pair turns (Dubey et al. 2024); `yarn` by
     its place among the pairs, and makes scores larger (Peng et al. 2023); `longrope` each by a factor of its own, and
-    makes scores larger (Ding et al. 2024). factor: by how much (longrope: max_seq_len / trained). trained: the tokens
-    of the texts before; linear needs none. slow, fast: pairs that turn no more often than slow in `trained` tokens are
-    slowed in full, and not at all from fast on (llama3: 1 and 4, yarn: 1 and 32). magnitude: what queries and keys are
-    multiplied by (1; yarn: 0.1 ln factor + 1; longrope: (1 + ln factor / ln trained)^1/2). mscale, mscale_all_dim: both
-    given, make the magnitude of yarn (0.1 mscale ln factor + 1) / (0.1 mscale_all_dim ln factor + 1), for an attention
-    that stretches all scores.
+    makes scores larger (Ding et al. 2024); `dynamic` from not at all for the quickest to in full for the slowest, by 1
+    + factor (length / trained - 1) of the text's length (bloc97 and emozilla 2023). factor: by how much (longrope:
+    max_seq_len / trained). trained: the tokens of the texts before; linear needs none. slow, fast: pairs that turn no
+    more often than slow in `trained` tokens are slowed in full, and not at all from fast on (llama3: 1 and 4, yarn: 1
+    and 32). magnitude: what queries and keys are multiplied by (1; yarn: 0.1 ln factor + 1; longrope: (1 + ln factor /
+    ln trained)^1/2). mscale, mscale_all_dim: both given, make the magnitude of yarn (0.1 mscale ln factor + 1) / (0.1
+    mscale_all_dim ln factor + 1), for an attention that stretches all scores.
 
     short, long: longrope's factors, one a pair. A text of up to `trained` tokens is turned by the short ones, all of
     it, and a longer one by the long ones. So what a state keeps of a text can't serve beyond `trained` tokens, if it
-    was begun before: the text is read anew there.
+    was begun before: the text is read anew there. With dynamic each length beyond `trained` turns all of a text
+    otherwise: there it is read anew for each token.
     """
 
-    kind: Literal["linear", "llama3", "yarn", "longrope"]
+    kind: Literal["linear", "llama3", "yarn", "longrope", "dynamic"]
     factor: float | None = None
     trained: int | None = None
     slow: float | None = None
@@ -68,11 +70,11 @@ class Scaling:
     def __post_init__(self) -> None:
         for name in ("short", "long"):
             factors = getattr(self, name)
-            if (factors is None) == self.by_length:
+            if (factors is None) == (self.kind == "longrope"):
                 raise ValueError(f"{name}: longrope needs it, and no other kind has it: a factor for each pair")
             if factors is not None and min(factors, default=0.0) <= 0.0:
                 raise ValueError(f"{name}: a factor of {min(factors, default=0.0)} turns nothing; all above 0")
-        if self.factor is None and not self.by_length:
+        if self.factor is None and self.kind != "longrope":
             raise ValueError(f"factor: {self.kind} needs it: by how much pairs are slowed down")
         if self.factor is not None and self.factor < 1.0:
             raise ValueError(f"factor: {self.factor} makes texts shorter; at least 1")
@@ -85,7 +87,15 @@ class Scaling:
     @property
     def by_length(self) -> bool:
         """Say whether pairs turn otherwise in texts of more than `trained` tokens."""
-        return self.kind == "longrope"
+        return self.kind in ("longrope", "dynamic")
+
+    def edges(self, longest: int) -> tuple[int, ...]:
+        """Return the lengths beyond which all of a text turns otherwise, for texts of at most `longest` tokens."""
+        if not self.by_length:
+            return ()
+        assert self.trained is not None
+        beyond = range(self.trained, longest)
+        return tuple(beyond if self.kind == "dynamic" else beyond[:1])
 
     def resolved(self, longest: int) -> Scaling:
         """Return the same with every number filled in, for texts of at most `longest` tokens."""
@@ -106,7 +116,7 @@ class Scaling:
         if self.magnitude is not None:
             return self.magnitude
         assert self.factor is not None
-        if self.by_length:
+        if self.kind == "longrope":
             assert self.trained is not None
             return math.sqrt(1.0 + math.log(self.factor) / math.log(self.trained))
         if self.kind != "yarn":
@@ -115,17 +125,30 @@ class Scaling:
             return growth(self.factor, self.mscale) / growth(self.factor, self.mscale_all_dim)
         return growth(self.factor)
 
-    def scaled(self, speed: Tensor, theta: float, far: bool = False) -> Tensor:
+    def scaled(self, speed: Tensor, theta: float) -> Tensor:
         """Return how fast pairs turn, (pairs,) radians a token, once they are slowed down; `theta`: the rotation's.
 
-        `far`: whether the text is longer than `trained`, where that counts.
+        Where the length of a text counts, it is a text of at most `trained` tokens.
         """
-        factors = self.long if far else self.short
-        if factors is not None:
-            return speed / torch.tensor(factors, dtype=speed.dtype, device=speed.device)
+        if self.kind == "dynamic":
+            return speed
+        if self.short is not None:
+            return speed / torch.tensor(self.short, dtype=speed.dtype, device=speed.device)
         assert self.factor is not None
         kept = _KEPT[self.kind](self, speed, theta)
         return speed * kept + speed / self.factor * (1.0 - kept)
+
+    def scaled_by_length(self, speed: Tensor, theta: float, lengths: Tensor) -> Tensor:
+        """Return the same for texts of `lengths` (..., 1) tokens: (..., pairs)."""
+        assert self.trained is not None
+        if self.long is not None:
+            far = speed / torch.tensor(self.long, dtype=speed.dtype, device=speed.device)
+            return torch.where(lengths > self.trained, far, self.scaled(speed, theta))
+        assert self.factor is not None
+        longer = 1.0 + self.factor * (lengths.clamp(min=self.trained) / self.trained - 1.0).to(speed.dtype)
+        pairs = speed.shape[0]
+        share = torch.arange(pairs, dtype=speed.dtype, device=speed.device) / (pairs - 1)
+        return speed * longer**-share
 
 
 def _none(scaling: Scaling, speed: Tensor, theta: float) -> Tensor:

@@ -21,7 +21,7 @@ from .inputs import Input
 from .norm import Norm
 from .position import Position, Positions
 from .slots import MASK, run_in_slots
-from .state import PAST, POS, SEEN, Declared, Memories, Remembered, State, rewound
+from .state import PAST, POS, SEEN, Declared, Memories, Remembered, State, first_crossed, rewound
 from .tokens import ORDER, Packing, Permuted, Tokens, document_positions, with_asked
 
 
@@ -369,19 +369,16 @@ class Stack(nn.Module):
 
     def _check_edges(self, length: int, mask: Tensor | None, state: State) -> None:
         """Refuse a state that was begun before a length beyond which it can't be used."""
-        for edge in self.edges:
-            if state.columns + length <= edge:
-                continue
-            if mask is None and not state.padded:
-                crossed = state.columns <= edge
-            else:  # columns may be padding
-                total = state.seen + (length if mask is None else mask.bool().sum(1))
-                crossed = bool(((state.seen > 0) & (state.seen <= edge) & (total > edge)).any())
-            if crossed:
-                raise InputError(
-                    f"a state of a row of at most {edge} tokens can't go on beyond them: positions turn otherwise in "
-                    "longer rows; begin anew with all of the row's tokens"
-                )
+        if state.columns + length <= self.edges[0] or (
+            mask is None and not state.padded and state.columns > self.edges[-1]
+        ):
+            return
+        total = state.seen + (length if mask is None else mask.bool().sum(1))
+        if (edge := first_crossed(self.edges, state.seen, total)) is not None:
+            raise InputError(
+                f"a state of a row of at most {edge} tokens can't go on beyond them: positions turn otherwise in "
+                "longer rows; begin anew with all of the row's tokens"
+            )
 
 
 def mark_name(name: str) -> str:

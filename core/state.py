@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -135,18 +135,17 @@ class State:
             raise InputError("this model's state can't be cropped: a layer forgets on the way; go back to a fork()")
 
 
-def rewound(state: State, dropped: Tensor, declared: Declared, edges: Collection[int] = ()) -> State:
+def rewound(state: State, dropped: Tensor, declared: Declared, edges: Sequence[int] = ()) -> State:
     """Return a state, all of which grows with tokens, without the last `dropped[i]` real tokens of row i, (B,) int64.
 
-    `edges`: lengths that a row can't come back from: its keys were turned otherwise beyond them.
+    `edges`: sorted lengths that a row can't come back from: its keys were turned otherwise beyond them.
     """
     left = state.seen - dropped
-    for edge in edges:
-        if bool(((state.seen > edge) & (left <= edge) & (left > 0)).any()):
-            raise InputError(
-                f"can't crop a state of a row of more than {edge} tokens to {edge} or fewer: positions turn "
-                "otherwise in shorter rows; begin anew"
-            )
+    if edges and (edge := first_crossed(edges, left, state.seen)) is not None:
+        raise InputError(
+            f"can't crop a state of a row of more than {edge} tokens to {edge} or fewer: positions turn "
+            "otherwise in shorter rows; begin anew"
+        )
     tensors = state.tensors | {SEEN: left}
     if POS not in tensors:  # in slots: later tokens are written over what stands behind a row's last
         columns = int(left.max())
@@ -161,3 +160,14 @@ def rewound(state: State, dropped: Tensor, declared: Declared, edges: Collection
             if rule.grows == "append":
                 tensors[name] = tensors[name].narrow(rule.dims.index(PAST), 0, columns)
     return replace(state, tensors=tensors, columns=columns, padded=columns if uneven else min(state.padded, columns))
+
+
+def first_crossed(edges: Sequence[int], few: Tensor, many: Tensor) -> int | None:
+    """Return the least of the sorted `edges` that a row crosses, from `few` tokens (B,), 1 at least, to `many`.
+
+    Of a row that crosses none, and of one without tokens, it is None.
+    """
+    sorted_edges = torch.tensor(edges, device=few.device)
+    first = torch.searchsorted(sorted_edges, few)
+    crossed = (few > 0) & (first < torch.searchsorted(sorted_edges, many))
+    return int(sorted_edges[first[crossed].min()]) if bool(crossed.any()) else None

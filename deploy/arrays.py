@@ -211,11 +211,12 @@ class ArrayRuntime:
             input_ids, mask = _to_the_left(input_ids, mask)
         seen = state.seen + mask.sum(axis=1)
         self._check_length(seen)
-        for edge in self.edges:
-            if ((state.seen > 0) & (state.seen <= edge) & (seen > edge)).any():
-                raise InputError(
-                    f"a state of a row of at most {edge} tokens can't go on beyond them; begin anew with all its tokens"
-                )
+        behind = np.searchsorted(self.edges, state.seen)
+        if (crossed := (state.seen > 0) & (behind < np.searchsorted(self.edges, seen))).any():
+            edge = self.edges[int(behind[crossed].min())]
+            raise InputError(
+                f"a state of a row of at most {edge} tokens can't go on beyond them; begin anew with all its tokens"
+            )
         state = self._with_room(state, int(state.seen.max(initial=0)) + mask.shape[1])
         if len(mask) > 1 or mask.shape[1] <= PIECE or self.edges:
             return self._advance(input_ids, mask, state)

@@ -94,12 +94,13 @@ class _Reader:
     def read(self) -> None:
         """Read every field: those of the family in its order, then look at what is left."""
         for name, reading in self.settings.readings.items():
-            node = self.found.pop(name, None)
+            node = self.found.pop(name, None) if reading.of is None else self.given.get(reading.of)
+            name = reading.of or name
             if not all(self._is(other, wanted) for other, wanted in reading.when.items()):
                 continue
             if node is None:
                 node = self.settings.defaults.get(name)
-                if node is None and "." not in name:
+                if node is None and "." not in name and reading.of is None:
                     self._note(self.config.mark.below(name), "is missing: the family knows no default of it")
             if node is not None:
                 self._apply(name, reading, node)

@@ -141,7 +141,8 @@ class FieldSettings:
     `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
     they differ; others are refused. `cases`: their value -> a piece of a spec that is laid over this one instead.
     `counted`: whether what goes to the options is how many items the field has. `when`: other fields -> what each must
-    be, or one of what, for this one to be read at all.
+    be, or one of what, for this one to be read at all. `of`: the field whose value is read once more, by this one; its
+    own name is then for the eye alone.
 
     Fields that say which layers differ. `each`: a list with an item a layer, or with groups of items and how often each
     comes; item -> what that layer changes in `layer`, or its name in `layers`. `first`: a number; the name of what the
@@ -165,6 +166,7 @@ class FieldSettings:
     again: bool = False
     leads: bool = False
     when: Mapping[str, Node] = field(default_factory=dict)
+    of: str | None = None
 
     def __post_init__(self) -> None:
         rules = [name for name in ("each", "first", "every", "listed", "per_layer") if getattr(self, name)]
@@ -234,6 +236,8 @@ class ConfigSettings:
             raise ValueError(f"defaults: '{odd[0]}' is none of `fields`")
         if odd := sorted({other for item in whole.values() for other in item.when} - whole.keys()):
             raise ValueError(f"fields: '{odd[0]}' of a `when` is none of `fields`")
+        if odd := sorted({item.of for item in whole.values() if item.of is not None} - whole.keys()):
+            raise ValueError(f"fields: '{odd[0]}' of an `of` is none of `fields`")
         if odd := sorted(self.same.keys() & whole.keys()):
             raise ValueError(f"same: '{odd[0]}' is one of `fields` too")
         if odd := sorted({kind for item in whole.values() for kind in item.kinds} - self.layers.keys()):

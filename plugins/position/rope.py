@@ -55,14 +55,15 @@ class RopePosition(Position):
         for factors in () if self.scaling is None else (self.scaling.short, self.scaling.long):
             if factors is not None and len(factors) != self.width // 2:
                 raise ValueError(f"scaling: {len(factors)} factors for the {self.width // 2} pairs that turn")
-        self._kept: dict[tuple[torch.device, torch.dtype, bool], Tensor] = {}
+        if self.scaling is not None and self.scaling.kind == "dynamic" and self.width == 2:
+            raise ValueError("scaling: dynamic leaves the quickest pair as it is, and here no other turns")
+        self._kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._far = self.edges()
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def edges(self) -> tuple[int, ...]:
-        """Return the length beyond which all of a text is turned otherwise, where there is one."""
-        far = self.scaling.trained if self.scaling is not None and self.scaling.by_length else None
-        return () if far is None or far >= self.site.max_seq_len else (far,)
+        """Return the lengths beyond which all of a text is turned otherwise."""
+        return () if self.scaling is None else self.scaling.edges(self.site.max_seq_len)
 
     def rotate(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return x (B, T, H, D) turned; computed in fp32 at least."""
@@ -85,7 +86,7 @@ class RopePosition(Position):
 
     def turning(self) -> Turns | None:
         """Return the table, unless the length of a text decides how fast its tokens turn."""
-        if self.edges():
+        if self._far:
             return None
         dtype = accumulation_dtype(torch.get_default_dtype())
         positions = torch.arange(2 * self.site.max_seq_len).unsqueeze(0)
@@ -113,27 +114,34 @@ class RopePosition(Position):
 
     def _cos_sin(self, tokens: Tokens, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of each entry, (B or 1, T, 1, width); the first of a pair has its sine negated."""
-        speeds = self._speeds(tokens.pos.device, dtype)
-        for edge in self.edges():
-            far = self._speeds(tokens.pos.device, dtype, far=True)
-            speeds = torch.where(lengths(tokens)[:, :, None, None] > edge, far, speeds)
+        if self._far and self.scaling is not None:
+            plain, longest = self._plain(tokens.pos.device, dtype), lengths(tokens)[:, :, None, None]
+            speeds = self._laid_out(self.scaling.scaled_by_length(plain, self.config.theta, longest))
+        else:
+            speeds = self._speeds(tokens.pos.device, dtype)
         angle = tokens.pos[:, :, None, None] * speeds
         size = 1.0 if self.scaling is None else self.scaling.size
         return (angle.cos(), angle.sin()) if size == 1.0 else (angle.cos() * size, angle.sin() * size)
 
-    def _speeds(self, device: torch.device, dtype: torch.dtype, far: bool = False) -> Tensor:
+    def _speeds(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return how fast each entry turns, (width,); kept, but for a graph, which makes them a part of itself."""
         # No buffer: `.to(torch.bfloat16)` would round it, and far positions with it.
         if torch.compiler.is_compiling():
-            return self._make_speeds(device, dtype, far)
-        if (device, dtype, far) not in self._kept:
-            self._kept[device, dtype, far] = self._make_speeds(device, dtype, far)
-        return self._kept[device, dtype, far]
+            return self._make_speeds(device, dtype)
+        if (device, dtype) not in self._kept:
+            self._kept[device, dtype] = self._make_speeds(device, dtype)
+        return self._kept[device, dtype]
 
-    def _make_speeds(self, device: torch.device, dtype: torch.dtype, far: bool) -> Tensor:
+    def _make_speeds(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        speed = self._plain(device, dtype)
+        return self._laid_out(speed if self.scaling is None else self.scaling.scaled(speed, self.config.theta))
+
+    def _plain(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return how fast each pair turns that is not slowed down, (pairs,)."""
         rank = torch.arange(0, self.width, 2, device=device, dtype=dtype)
-        speed = torch.exp(rank * (-math.log(self.config.theta) / self.width))
-        if self.scaling is not None:
-            speed = self.scaling.scaled(speed, self.config.theta, far)
+        return torch.exp(rank * (-math.log(self.config.theta) / self.width))
+
+    def _laid_out(self, speed: Tensor) -> Tensor:
+        """Return how fast entries turn, (..., width), of how fast pairs do, (..., pairs)."""
         pair = [-speed, speed]
-        return torch.cat(pair) if self.config.layout == "half" else torch.stack(pair, dim=-1).flatten()
+        return torch.cat(pair, -1) if self.config.layout == "half" else torch.stack(pair, dim=-1).flatten(-2)

@@ -56,9 +56,9 @@ class TurnsByColumns(ROPE):
 class KeepsTheFirstTable(ROPE):
     """Speeds are kept from the first pass, where the dtype and device of each pass were meant to choose them."""
 
-    def _speeds(self, device, dtype, far=False):
+    def _speeds(self, device, dtype):
         if not self._kept:
-            self._kept["first"] = self._make_speeds(device, dtype, far)
+            self._kept["first"] = self._make_speeds(device, dtype)
         return self._kept["first"].to(dtype)
 
 
