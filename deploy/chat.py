@@ -41,9 +41,18 @@ class ChatTemplate:
 
     @classmethod
     def beside(cls, folder: Path, tokens: Mapping[str, str]) -> ChatTemplate | None:
-        """Read the template of an exported folder; None where there is none."""
+        """Read the template of an exported folder; None where there is none.
+
+        Raises:
+            ExportError: it can't be read, or compiled.
+        """
         path = folder / CHAT
-        return cls(path.read_text(encoding="utf-8"), str(path), tokens) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return cls(path.read_text(encoding="utf-8"), str(path), tokens)
+        except (OSError, ValueError) as error:
+            raise ExportError(f"{path}: can't be read: {error}") from None
 
     def render(self, messages: Chat, variables: Mapping[str, Any]) -> str:
         """Return the text of a chat up to where the next answer begins.

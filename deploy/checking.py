@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import ExportError
 from .gate import failures, limits
 from .manifest import Manifest
-from .reference import misfit, read
+from .reference import read
 from .report import Report, Row
 from .session import chosen, providers, sessions
 from .walk import Masks, Walk
@@ -47,9 +47,7 @@ def _rows(folder: Path, manifest: Manifest, provider: str, most: float | None) -
     target = next((str(row.get("target", "")) for row in said), "")
     graphs = sessions(folder, manifest, provider)
     rows = []
-    for case, reader in read(folder):
-        if strange := {call.graph for call in case.calls} - graphs.keys():
-            raise misfit(folder, f"there is no graph {min(strange)}")
+    for case, reader in read(folder, manifest.graphs):
         walk, masks = Walk(graphs, manifest.state, case), Masks()
         for call, last in case.ending():
             outputs, state = walk.run(call, masks.inputs(manifest.graphs[call.graph], call))

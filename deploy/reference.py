@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from safetensors.numpy import save
 
 from ..errors import ExportError
 from .cases import Arrays, Call, Case, numbers
+from .manifest import GraphFacts
 
 REFERENCE = "reference.safetensors"
 POINTS = 64
 """Places of each tensor that are kept, evenly spread; all of a smaller one."""
 TOP = 8
 """Logits of each token that are kept, the largest ones: between them a choice may be a near tie."""
+LARGEST = 1 << 28
+"""Numbers that an input may have at most."""
 CASES, FLOATS, INTS = "cases", "floats", "ints"
 
 
@@ -148,8 +152,8 @@ def misfit(path: Path, why: object) -> ExportError:
     return ExportError(f"{path}: does not fit this folder ({why}): export again")
 
 
-def read(folder: Path) -> Iterator[tuple[Case, Reader]]:
-    """Yield the cases that a folder keeps, each with what was kept of it.
+def read(folder: Path, graphs: Mapping[str, GraphFacts]) -> Iterator[tuple[Case, Reader]]:
+    """Yield the cases that a folder keeps, each with what was kept of it; its calls are of `graphs`.
 
     Raises:
         ExportError: there is no such file, or it is broken.
@@ -162,16 +166,24 @@ def read(folder: Path) -> Iterator[tuple[Case, Reader]]:
             said = json.loads(file.metadata()[CASES])
             for number, case in enumerate(said):
                 reader = Reader(path, file.get_tensor(f"{number}.{FLOATS}"), file.get_tensor(f"{number}.{INTS}"))
-                yield Case(case["title"], case["rows"], tuple(_call(call, reader) for call in case["calls"])), reader
+                calls = tuple(_call(call, graphs, reader) for call in case["calls"])
+                if {len(array) for call in calls for array in call.inputs.values()} != {case["rows"]}:
+                    raise ValueError("its cases are not of as many rows as they say")
+                yield Case(str(case["title"]), case["rows"], calls), reader
                 reader.end()
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise misfit(path, error) from None
 
 
-def _call(said: Mapping[str, Any], reader: Reader) -> Call:
-    """Return a call with its inputs."""
+def _call(said: Mapping[str, Any], graphs: Mapping[str, GraphFacts], reader: Reader) -> Call:
+    """Return a call with its inputs, which are those of its graph."""
+    facts = graphs[said["graph"]].inputs
+    if said["inputs"].keys() != facts.keys():
+        raise ValueError(f"graph {said['graph']} takes {', '.join(facts)}")
     inputs: Arrays = {}
     for name, (shape, seed) in said["inputs"].items():
-        drawn = reader.ints(int(np.prod(shape))).astype(np.int64).reshape(shape) if seed is None else None
+        if len(shape) != len(facts[name].dims) or not 0 < math.prod(shape) <= LARGEST or min(shape) < 1:
+            raise ValueError(f"{name} is not of a size that it can be of")
+        drawn = reader.ints(math.prod(shape)).astype(np.int64).reshape(shape) if seed is None else None
         inputs[name] = numbers(seed, shape) if drawn is None else drawn
     return Call(said["graph"], inputs)

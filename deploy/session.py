@@ -16,12 +16,13 @@ import onnxruntime as ort  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ..errors import ExportError, InputError
-from .manifest import TOTAL, GraphFacts, Manifest, StateFacts
+from .manifest import MANIFEST, TOTAL, Dims, GraphFacts, Manifest, StateFacts, TensorFacts
 from .pages import large_pages
 
 Arrays = Mapping[str, NDArray[Any]]
 Values = dict[str, ort.OrtValue]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+ORT_NAMES = {"float32": "float", "float64": "double"}
 # Without this a GPU multiplies fp32 in 19 bits.
 _OPTIONS = {CUDA: {"use_tf32": "0"}}
 
@@ -78,12 +79,35 @@ class Session:
         path = folder / facts.file
         try:
             with large_pages() if provider == CPU else nullcontext():
-                self._session = ort.InferenceSession(path, options, providers=[(provider, _OPTIONS.get(provider, {}))])
+                chosen = [(provider, _OPTIONS.get(provider, {}))]
+                self._session = ort.InferenceSession(path, options, providers=chosen, enable_fallback=0)
         except Exception as error:  # the library has an exception class per status code, with no common parent
             raise ExportError(f"{path}: ONNX Runtime {ort.__version__} can't load it: {error}") from None
         self._last: tuple[Any, Values] = self._session.io_binding(), {}
         if provider not in self._session.get_providers():
             raise ExportError(f"{path}: {provider} does not start on this machine; there is {', '.join(providers())}")
+        if wrong := self._unlike(state):
+            raise ExportError(f"{path}: {wrong}, which is not what {MANIFEST} says: export again")
+
+    def _unlike(self, state: Mapping[str, StateFacts]) -> str:
+        """Return the first input or output that is not as described, "" if none is."""
+        takes = {state[name].input: state[name] for name in self.facts.takes}
+        gives = {state[name].output: state[name] for name in self.facts.gives}
+        sides: tuple[tuple[str, Any, dict[str, TensorFacts | StateFacts]], ...] = (
+            ("input", self._session.get_inputs(), {**self.facts.inputs, **takes}),
+            ("output", self._session.get_outputs(), {**self.facts.outputs, **gives}),
+        )
+        for side, there, said in sides:
+            found = {one.name: one for one in there}
+            if missing := said.keys() - found.keys():
+                return f"has no {side} {ascii(min(missing))[:60]}"
+            if more := found.keys() - said.keys() if side == "input" else set():
+                return f"takes {ascii(min(more))[:60]}"
+            for name, facts in said.items():
+                kind = f"tensor({ORT_NAMES.get(facts.dtype, facts.dtype)})"
+                if found[name].type != kind or not _alike(facts.dims, found[name].shape):
+                    return f"has {side} {ascii(name)[:60]} of {found[name].type} {found[name].shape}"
+        return ""
 
     def run(self, inputs: Arrays, state: Values) -> tuple[dict[str, NDArray[Any]], Values]:
         """Return the graph's outputs and the state that it gives, for all its inputs and the state that it takes.
@@ -153,6 +177,12 @@ class Session:
                 raise InputError(f"{name}: {array.dtype} of shape {array.shape}; it must be {facts.dtype} of {shape}")
             if facts.high and array.size and not 0 <= array.min() <= array.max() < facts.high:
                 raise InputError(f"{name}: {array.min()} to {array.max()}; values go from 0 to {facts.high - 1}")
+
+
+def _alike(said: Dims, found: Sequence[Any]) -> bool:
+    """Say whether dimensions are as many, and those that are numbers on both sides the same."""
+    pairs = list(zip(said, found, strict=False))
+    return len(said) == len(found) and all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def sessions(folder: Path, manifest: Manifest, provider: str, threads: int = 0) -> dict[str, Session]:

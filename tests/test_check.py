@@ -177,6 +177,34 @@ def test_a_reference_that_is_missing_or_of_another_folder_is_refused(writer: Exp
         check(folder, provider="CUDExecutionProvider")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda case: case["calls"][0].update(graph="other"), "'other'"),
+        (lambda case: case["calls"][0]["inputs"].pop("input_ids"), "graph encoder takes input_ids, attention_mask"),
+        (lambda case: case.update(rows=3), "its cases are not of as many rows as they say"),
+        (lambda case: case["calls"][0]["inputs"].update(input_ids=[[1, 1 << 40], 7]), "input_ids is not of a size"),
+        (lambda case: case["calls"][0]["inputs"].update(input_ids=[[1, 99999], None]), "it ends too early"),
+        (lambda case: case["calls"].pop(), "it holds more than the graphs give"),
+    ],
+)
+def test_a_reference_whose_calls_no_graph_takes_is_refused(
+    writer: Exported, tmp_path: Path, change: Callable[[Any], object], message: str
+) -> None:
+    folder = shutil.copytree(writer.folder, tmp_path / "out")
+    held = (folder / REFERENCE).read_bytes()
+    size = int.from_bytes(held[:8], "little")
+    head = json.loads(held[8 : 8 + size])
+    cases = json.loads(head["__metadata__"]["cases"])
+    change(cases[0])
+    head["__metadata__"]["cases"] = json.dumps(cases)
+    written = json.dumps(head).encode()
+    written += b" " * (-len(written) % 8)
+    (folder / REFERENCE).write_bytes(len(written).to_bytes(8, "little") + written + held[8 + size :])
+    with pytest.raises(ExportError, match=rf"reference\.safetensors: does not fit this folder \({message}.*\): export"):
+        check(_listed(folder))
+
+
 def test_an_onnxruntime_that_is_too_old_is_refused(writer: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "__version__", "1.23.9")
     for load in (check, bench, Runtime):

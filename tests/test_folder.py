@@ -239,6 +239,40 @@ def test_a_graph_may_lie_in_onnx_files_alone(tmp_path: Path) -> None:
         ArrayRuntime(folder)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (["state", "seen", "output"], "present.sine", r"has no output 'present\.sine'"),
+        (["state", "seen", "input"], "past.sine", r"has no input 'past\.sine'"),
+        (["state", "seen", "dtype"], "int32", r"has input 'past\.seen' of tensor\(int64\) \['batch'\]"),
+        (["state", "seen", "dims"], [], "has input 'past.seen' of"),
+        (["graphs", "decoder", "takes"], [], "takes 'past.seen'"),
+        (
+            ["graphs", "decoder", "outputs", "logits", "dims"],
+            ["batch", 2, WIDTH],
+            r"has output 'logits' of .* \['batch', 1, 11\]",
+        ),
+        (["graphs", "decoder", "outputs", "logits", "dtype"], "float16", r"has output 'logits' of tensor\(float\)"),
+    ],
+)
+def test_a_graph_that_is_not_as_described_is_refused(
+    place: list[str], value: Any, message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    _whole(folder)
+    ArrayRuntime(folder)
+    said = json.loads((folder / MANIFEST).read_text())
+    at = said
+    for name in place[:-1]:
+        at = at[name]
+    at[place[-1]] = value
+    (folder / MANIFEST).write_text(json.dumps(said))
+    with pytest.raises(
+        ExportError, match=rf"out/model\.onnx: {message}.*, which is not what transom\.json says: export"
+    ):
+        ArrayRuntime(folder)
+
+
 def test_what_belongs_to_others_may_lie_hidden_in_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     _whole(folder)

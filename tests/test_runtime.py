@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ import transom
 from transom.data import Tokenizer
 from transom.deploy import Label
 from transom.deploy.chat import ChatTemplate
+from transom.deploy.manifest import sha256
 from transom.deploy.runtime import POOLS
 from transom.deploy.words import TOKENIZER
 from transom.errors import CheckpointError, ExportError, InputError
@@ -293,6 +296,34 @@ def test_a_decoder_that_scores_classes_reads_whole_texts(tmp_path: Path) -> None
         assert abs(labels[0].score - float(scores.max())) < 1e-5
     with pytest.raises(InputError, match="this model writes no tokens"):
         runtime.generate("der")
+
+
+def test_whatever_lies_in_a_file_it_runs_or_is_refused(
+    writer: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Alter each file, and let transom.json tell of it as it is then."""
+    ran = refused = 0
+    for seed in range(120):
+        draw, folder = random.Random(seed), tmp_path / str(seed)
+        shutil.copytree(writer[1], folder)
+        path = draw.choice(sorted(folder.iterdir()))
+        held, place = bytearray(path.read_bytes()), draw.randrange(path.stat().st_size)
+        held[place : place + draw.randrange(9)] = draw.randbytes(draw.randrange(1, 9))
+        path.write_bytes(held if draw.random() < 0.8 else held[:place])
+        if path.name != "transom.json":
+            said = json.loads((folder / "transom.json").read_text())
+            said["files"] = {name: sha256(folder / name) for name in said["files"]}
+            (folder / "transom.json").write_text(json.dumps(said))
+        try:
+            transom.Runtime(folder).generate(CHAT, max_new_tokens=2)
+            ran += 1
+        except (ExportError, InputError) as error:
+            assert str(folder) in str(error), seed  # noqa: PT017
+            refused += 1
+        shutil.rmtree(folder)
+    assert ran > 20
+    assert refused > 40
+    assert not any(capfd.readouterr())
 
 
 @pytest.mark.parametrize("made", ["writer", "reader"])
