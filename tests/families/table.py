@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
+KEPT = HERE.parents[1] / "build" / "families"
 HEAD = """# Model families
 
 `extends: NAME` in a spec begins with a family at a published size; `transom import HF_DIR -o RUN` reads a folder of any
@@ -42,27 +47,45 @@ def row(name: str, path: Path, measured: dict[str, float]) -> str:
     return f"| {name} | {spec.hf.config.type} | {there} | {error} | {lines} | {', '.join(parts)} |\n"
 
 
-def main() -> int:
-    """Measure, and write the page; return the exit code."""
+def measure(file: Path, into: Path) -> int:
+    """Run the tests of one file, and write the largest errors that they found; return pytest's exit code."""
     # First of all: pytest wants to see a package that brings it a plugin before anyone imports it.
-    failed = pytest.main([str(HERE), "-q", "-p", "no:cacheprovider", "-m", ""])
+    failed = pytest.main([str(file), "-q", "-p", "no:cacheprovider", "-m", ""])
     if failed:
         return int(failed)
-    import transformers
     from peers import MEASURED
+
+    into.parent.mkdir(parents=True, exist_ok=True)
+    into.write_text(json.dumps(MEASURED), encoding="utf-8")
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure file by file, each in a process of its own, and write the page; return the exit code.
+
+    With `--go-on`, files that were measured before are left out, whatever has changed since.
+    """
+    if arguments and arguments[0] == "--file":
+        return measure(HERE / arguments[1], KEPT / f"{arguments[1]}.json")
+    if "--go-on" not in arguments:
+        shutil.rmtree(KEPT, ignore_errors=True)
+    worst: dict[str, float] = {}
+    for file in sorted(HERE.glob("test_*.py")):
+        kept = KEPT / f"{file.name}.json"
+        if not kept.exists() and (failed := subprocess.call([sys.executable, __file__, "--file", file.name])):
+            return failed
+        for kind, error in json.loads(kept.read_text(encoding="utf-8")).items():
+            worst[kind] = max(error, worst.get(kind, 0.0))
+    import transformers
     from published import NAMES
 
     from transom.registry.sources import families
 
-    rows = [row(name, path, MEASURED) for name, path in families().items()]
-    page = HERE.parents[1] / "docs" / "families.md"
-    page.write_text(
-        HEAD.format(version=transformers.__version__, published=len(NAMES)) + "".join(rows),
-        encoding="utf-8",
-        newline="\n",
-    )
+    rows = [row(name, path, worst) for name, path in families().items()]
+    text = HEAD.format(version=transformers.__version__, published=len(NAMES)) + "".join(rows)
+    (HERE.parents[1] / "docs" / "families.md").write_text(text, encoding="utf-8", newline="\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -266,8 +266,8 @@ def test_every_option_of_a_head_counts(tmp_path: Path, name: str, overrides: lis
     [
         (
             "ElectraForMultipleChoice",
-            {"summary_type": "last"},
-            "summary_type: 'last' is not supported; only 'first' is",
+            {"summary_type": "attn"},
+            "summary_type: 'attn' is not known to the family",
         ),
         ("ElectraForMultipleChoice", {"summary_use_proj": False}, "summary_use_proj: false is not supported"),
         ("BertForMaskedLM", {"add_cross_attention": True}, "add_cross_attention: true is not supported"),

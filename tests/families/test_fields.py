@@ -1,0 +1,134 @@
+"""Values of published fields that few checkpoints have, against transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peers import TOLERANCE, apart, parity, sharpened
+from transformers.activations import ACT2FN
+from two_sided import drawn, gradients, masks, there_and_back
+from two_sided import sharpened as two_sided
+
+from transom.core.feedforward import activate
+from transom.interop import family_spec
+from transom.registry.sources import families
+from transom.registry.spec import load_spec
+
+SIZES = {"vocab_size": 83, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+LLAMA = {
+    "hidden_size": 36, "intermediate_size": 50, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10,
+    "max_position_embeddings": 64, "rms_norm_eps": 0.1,
+}  # fmt: skip
+GPT = {"n_positions": 31, "n_embd": 36, "n_layer": 2, "n_head": 4}
+OPT = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 50}
+
+
+def made(name: str, **options: Any) -> Any:
+    model = getattr(transformers, name)
+    return model(model.config_class(**SIZES | options))
+
+
+def activations() -> Iterator[tuple[str, str]]:
+    """Yield what families read of activations, with what they call them: (theirs, ours)."""
+    for path in families().values():
+        hf = load_spec(path).hf
+        assert hf is not None
+        assert hf.config is not None
+        if hf.config.type == "openai-gpt":  # its peer has names of its own, and its test holds them
+            continue
+        for reading in hf.config.readings.values():
+            if any(to.endswith((".activation", ".transform")) for to in reading.to):
+                yield from ((theirs, str(ours.value)) for theirs, ours in reading.values.items())
+
+
+@pytest.mark.parametrize(("theirs", "ours"), sorted(set(activations())))
+def test_an_activation_is_the_peer_s(theirs: str, ours: Any) -> None:
+    x = torch.linspace(-7.3, 7.3, 173, requires_grad=True)
+    wanted, found = ACT2FN[theirs](x), activate(ours, x)
+    assert apart(found, wanted) < 1e-6
+    slopes = [torch.autograd.grad(y.sum(), x)[0] for y in (found, wanted)]
+    assert apart(*slopes) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("OPTForCausalLM", OPT | {"tie_word_embeddings": False, "activation_function": "relu2"}),
+        ("LlamaForCausalLM", LLAMA | {"num_hidden_layers": 2, "hidden_act": "relu"}),
+        (
+            "Gemma3ForCausalLM",
+            LLAMA
+            | {"num_hidden_layers": 5, "sliding_window": 7, "sliding_window_pattern": 2, "query_pre_attn_scalar": 1},
+        ),
+    ],
+)
+def test_a_decoder(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    parity(sharpened(made(name, **options)), tmp_path)
+
+
+def test_ctrl_with_a_table_of_its_own_for_the_head(tmp_path: Path) -> None:
+    parity(two_sided(made("CTRLLMHeadModel", **GPT, dff=50, tie_word_embeddings=False)), tmp_path, attention="eager")
+
+
+def test_the_pattern_of_windows_counts(tmp_path: Path) -> None:
+    """As Gemma 3's older files say it, which list no layers."""
+    made("Gemma3ForCausalLM", **LLAMA, num_hidden_layers=5, sliding_window=7).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["layer_types"]
+    kinds = []
+    for pattern in ({"sliding_window_pattern": 2}, {"sliding_window_pattern": 6}, {}):
+        (tmp_path / "config.json").write_text(json.dumps(config | pattern))
+        spec = transformers.AutoConfig.from_pretrained(tmp_path)
+        ours = [str(layer.attention.name) for layer in family_spec(tmp_path).model.stacks["decoder"].layers]
+        assert ours == [{"sliding_attention": "local", "full_attention": "full"}[kind] for kind in spec.layer_types]
+        kinds.append(ours)
+    assert kinds[0] != kinds[1] == kinds[2]
+
+
+@pytest.mark.parametrize("summary", ["cls_index", "first", "mean"])
+@pytest.mark.parametrize("model", ["GPT2", "OpenAIGPT"])
+def test_a_decoder_of_two_heads(tmp_path: Path, model: str, summary: str) -> None:
+    """The language model's, and that of a choice, which reads the last token unless told otherwise."""
+    theirs = two_sided(made(f"{model}DoubleHeadsModel", **GPT, summary_type=summary))
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
+    names = {"head": "logits", "choice": "mc_logits"}
+    assert set(ours(input_ids=ids).logits) == set(names)
+    for mask in (torch.ones_like(ids), *masks(23)):
+        with torch.no_grad():
+            found = ours(input_ids=ids, attention_mask=mask).logits
+            alone = [theirs(input_ids=ids[row : row + 1, mask[row].bool()]) for row in range(3)]
+        for row, wanted in enumerate(alone):
+            assert apart(found["head"][row, mask[row].bool()], wanted.logits[0]) < TOLERANCE
+        assert apart(found["choice"], torch.stack([wanted.mc_logits.reshape(1) for wanted in alone])) < TOLERANCE
+    assert gradients(theirs, ours, names, {"input_ids": ids}) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("summary", "activation"), [("first", "gelu"), ("last", "tanh"), ("mean", "relu"), ("cls_index", "silu")]
+)
+@torch.no_grad()
+def test_the_choice_of_electra(tmp_path: Path, summary: str, activation: str) -> None:
+    theirs = two_sided(
+        made("ElectraForMultipleChoice", hidden_size=36, embedding_size=20, num_hidden_layers=2, num_attention_heads=4,
+             intermediate_size=50, max_position_embeddings=31, summary_type=summary, summary_activation=activation)
+    )  # fmt: skip
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
+    wanted = theirs(input_ids=ids.unsqueeze(0)).logits[0]
+    assert apart(ours(input_ids=ids).logits[:, 0], wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("given", ["gelu", "gelu_new", "silu", "gated-relu", "gated-gelu", "gated-silu"])
+@pytest.mark.parametrize("model", ["T5", "MT5"])
+@torch.no_grad()
+def test_the_feedforward_of_t5(tmp_path: Path, model: str, given: str) -> None:
+    sizes = {"d_model": 36, "d_kv": 10, "d_ff": 50, "num_layers": 2, "num_heads": 4}
+    theirs = two_sided(made(f"{model}ForConditionalGeneration", **sizes, feed_forward_proj=given), by=1.0)
+    ours, source, target = there_and_back(theirs, tmp_path), drawn(83, 23, 1), drawn(83, 9, 2)
+    wanted = theirs(input_ids=source, decoder_input_ids=target).logits
+    assert apart(ours(input_ids=source, decoder_input_ids=target).logits, wanted) < TOLERANCE
