@@ -12,11 +12,11 @@ import torch
 import transformers
 from peers import TOLERANCE, apart, parity, sharpened
 from transformers.activations import ACT2FN
-from two_sided import drawn, gradients, masks, there_and_back
+from two_sided import drawn, encoder_parity, gradients, masks, there_and_back
 from two_sided import sharpened as two_sided
 
 from transom.core.feedforward import activate
-from transom.interop import family_spec
+from transom.interop import family_spec, import_checkpoint
 from transom.registry.sources import families
 from transom.registry.spec import load_spec
 
@@ -27,6 +27,17 @@ LLAMA = {
 }  # fmt: skip
 GPT = {"n_positions": 31, "n_embd": 36, "n_layer": 2, "n_head": 4}
 OPT = {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 50}
+
+
+GEMMA_LAYERS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+
+
+def changed_hidden(folder: Path, option: str) -> float:
+    """Return how far hidden states of a model are from its own with an option changed."""
+    spec = family_spec(folder / "hf", [option])
+    models = (import_checkpoint(folder / "hf", given)[1] for given in (None, spec))
+    with torch.no_grad():
+        return apart(*(model(input_ids=drawn(83, 23, 1)).hidden for model in models))
 
 
 def made(name: str, **options: Any) -> Any:
@@ -70,6 +81,17 @@ def test_an_activation_is_the_peer_s(theirs: str, ours: Any) -> None:
 )
 def test_a_decoder(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     parity(sharpened(made(name, **options)), tmp_path)
+
+
+def test_gemma_3_that_sees_both_sides(tmp_path: Path) -> None:
+    """As embeddings of texts are made: windows that are even numbers of tokens around each, half of them on a side."""
+    options = {"num_hidden_layers": 5, "sliding_window": 8, "query_pre_attn_scalar": 1}
+    theirs = two_sided(
+        made("Gemma3TextModel", **LLAMA, **options, use_bidirectional_attention=True, layer_types=GEMMA_LAYERS)
+    )
+    encoder_parity(theirs, tmp_path, {"input_ids": 83}, {})
+    for option in ("model.layer.attention.around=6", "model.topology=decoder"):
+        assert changed_hidden(tmp_path, option) > 1e-4, option
 
 
 def test_ctrl_with_a_table_of_its_own_for_the_head(tmp_path: Path) -> None:
