@@ -35,7 +35,9 @@ class GatedNorm(nn.Module):
         if self.size == len(weight):
             y = F.rms_norm(wide, (self.size,), weight, self.eps)
         else:
-            y = F.rms_norm(wide.unflatten(-1, (-1, self.size)), (self.size,), None, self.eps).flatten(-2) * weight
+            # A graph would make a weight of its own as large as x, of a shape that it takes for other layers' too.
+            plain = wide.new_ones(self.size) if torch.compiler.is_exporting() else None
+            y = F.rms_norm(wide.unflatten(-1, (-1, self.size)), (self.size,), plain, self.eps).flatten(-2) * weight
         return (y if self.gate_first else y * opened).to(x.dtype)
 
     def reference(self, x: Tensor, gate: Tensor) -> Tensor:

@@ -40,7 +40,6 @@ class DilatedAttention(Mechanism):
     )
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"n_heads": 6, "window": 3, "dilation": 2},
-        {"n_heads": 6, "window": 2, "dilation": 3},
         {"n_heads": 6, "dilation": 3},
     )
 
