@@ -12,18 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core import sliced
-from ...core.attention import Declaration, Mechanism, is_exporting
+from ...core.attention import Declaration, is_exporting
 from ...core.context import Context
 from ...core.heads import HeadsConfig
+from ...core.masked import MaskedMechanism
 from ...core.position import in_each_row
 from ...core.ring import ring_in_order, ring_tokens, ring_write
-from ...core.softmax import softmax_attention, softmax_reference
+from ...core.softmax import softmax_attention
 from ...core.state import PAST, Declared, Memories, Remembered
 from ...core.tokens import Tokens, join, visible
 from ...core.window import window_blocks
 
 
-class DilatedAttention(Mechanism):
+class DilatedAttention(MaskedMechanism):
     """Let every token see itself and every `dilation`-th token from there, `window` of them on a side, or all.
 
     With a window it is that of Beltagy et al. (2020); without one, the strided half of Child et al. (2019). Tokens
@@ -107,27 +108,6 @@ class DilatedAttention(Mechanism):
         y = self._folded(F.pad(q, (0, 0, 0, 0, self.reach, 0)), k, v, whole)
         new = slice(self.reach, None)
         return y[:, new], self._written(k[:, new], v[:, new], context, state)
-
-    def masked(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
-    ) -> tuple[Tensor, Memories | None]:
-        """Compute `forward` by torch's fused kernel with one dense mask, whatever the length."""
-        k, v, tokens, state = self._extend(k, v, context, state)
-        key = ("dilated", self.config, tokens is context.tokens)
-        mask = context.once(key, lambda: self.visible(context.tokens, tokens))
-        bias = context.score(context.tokens, tokens, q, k)
-        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
-
-    def reference(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
-    ) -> tuple[Tensor, Memories | None]:
-        """Compute all scores, mask the distances that are not seen, and take the softmax."""
-        k, v, tokens, state = self._extend(k, v, context, state)
-        bias = context.score(context.tokens, tokens, q, k)
-        y, weights = softmax_reference(q, k, v, self.visible(context.tokens, tokens), bias, self.scale)
-        if context.weights is not None:
-            context.weights.append(weights)
-        return y, state
 
     def path(self, tokens: int) -> str:
         """Name the kernel."""

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 
 from ...core import flash, sliced
-from ...core.attention import Declaration, Mechanism, is_exporting
+from ...core.attention import Declaration, is_exporting
 from ...core.component import Site
 from ...core.context import Context
 from ...core.heads import HeadsConfig
+from ...core.masked import MaskedMechanism
 from ...core.ring import ring_tokens, ring_write
-from ...core.softmax import softmax_attention, softmax_reference
+from ...core.softmax import softmax_attention
 from ...core.state import Declared, Memories, Remembered
 from ...core.tokens import Tokens, join, visible
 from ...core.window import window_blocks
 
 
-class LocalAttention(Mechanism):
+class LocalAttention(MaskedMechanism):
     """Let every token see the `window` nearest: itself and those before it, or both sides (Beltagy et al. 2020)."""
 
     lowers: ClassVar[Mapping[str, str]] = {"onnx": "masked"}  # one Attention in place of its parts
@@ -67,6 +68,7 @@ class LocalAttention(Mechanism):
             self.window = config.window
         else:
             self.window = config.around // 2 + 1
+        self.cap = config.soft_cap
         self.unfit = "no kernel caps scores" if config.soft_cap is not None else flash.unfit(self.head_dim)
 
     def declared(self) -> Declared:
@@ -105,28 +107,6 @@ class LocalAttention(Mechanism):
             slices = context.tokens.once(("window slices", window), lambda: self._slices(length, q.device))
             return sliced.sliced_attention(q, k, v, slices, scale=self.scale), None
         return (self.masked if length <= window else self._in_blocks)(q, k, v, context, state)
-
-    def masked(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
-    ) -> tuple[Tensor, Memories | None]:
-        """Compute `forward` by torch's fused kernel with one dense mask, whatever the length."""
-        k, v, tokens, state = self._extend(k, v, context, state)
-        mask = context.once(("window", self.window), lambda: self.visible(context.tokens, tokens))
-        bias = context.score(context.tokens, tokens, q, k)
-        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias, cap=self.config.soft_cap), state
-
-    def reference(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
-    ) -> tuple[Tensor, Memories | None]:
-        """Compute all scores, mask what is outside the window, and take the softmax."""
-        k, v, tokens, state = self._extend(k, v, context, state)
-        bias = context.score(context.tokens, tokens, q, k)
-        y, weights = softmax_reference(
-            q, k, v, self.visible(context.tokens, tokens), bias, self.scale, self.config.soft_cap
-        )
-        if context.weights is not None:
-            context.weights.append(weights)
-        return y, state
 
     def path(self, tokens: int) -> str:
         """Name the kernel."""

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from ...core import sliced
-from ...core.attention import Declaration, Mechanism, is_exporting
+from ...core.attention import Declaration, is_exporting
 from ...core.context import Context
 from ...core.heads import HeadsConfig
+from ...core.masked import MaskedMechanism
 from ...core.ring import head_write, ring_tokens, ring_write
-from ...core.softmax import softmax_attention, softmax_reference
+from ...core.softmax import softmax_attention
 from ...core.state import Declared, Memories, Remembered
 from ...core.tokens import Tokens, join, visible
 from ...core.window import window_blocks
 
 
-class SinkAttention(Mechanism):
+class SinkAttention(MaskedMechanism):
     """Let every token see the `window` nearest, and the first few of its text (Xiao et al. 2023).
 
     The first tokens take up the attention that a window would leave nowhere to go. Positions are those in the text,
@@ -89,26 +90,6 @@ class SinkAttention(Mechanism):
             return sliced.sliced_attention(q, k, v, slices, scale=self.scale), None
         whole = length <= window or context.tokens.doc is not None
         return (self.masked if whole else self._in_blocks)(q, k, v, context, state)
-
-    def masked(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
-    ) -> tuple[Tensor, Memories | None]:
-        """Compute `forward` by torch's fused kernel with one dense mask, whatever the length."""
-        k, v, tokens, state = self._extend(k, v, context, state)
-        mask = context.once(("sink", self.config), lambda: self.visible(context.tokens, tokens))
-        bias = context.score(context.tokens, tokens, q, k)
-        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
-
-    def reference(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
-    ) -> tuple[Tensor, Memories | None]:
-        """Compute all scores, mask what is neither near nor first, and take the softmax."""
-        k, v, tokens, state = self._extend(k, v, context, state)
-        bias = context.score(context.tokens, tokens, q, k)
-        y, weights = softmax_reference(q, k, v, self.visible(context.tokens, tokens), bias, self.scale)
-        if context.weights is not None:
-            context.weights.append(weights)
-        return y, state
 
     def path(self, tokens: int) -> str:
         """Name the kernel."""

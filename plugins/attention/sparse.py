@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core import flex, sliced
-from ...core.attention import Declaration, Mechanism, is_exporting
+from ...core.attention import Declaration, is_exporting
 from ...core.blocks import block_tokens, cut, drawn, gathered, listed
 from ...core.component import Site
 from ...core.context import Context
 from ...core.heads import HeadsConfig
+from ...core.masked import MaskedMechanism
 from ...core.position import in_each_row
 from ...core.ring import head_write, ring_tokens, ring_write
-from ...core.softmax import softmax_attention, softmax_reference
+from ...core.softmax import softmax_attention
 from ...core.state import PAST, Declared, Memories, Remembered
 from ...core.tokens import Tokens, join, visible
 
@@ -30,7 +31,7 @@ FEWEST = 16
 """Tokens of a block from which on CPU a call for each block costs less than one call for all, gathered."""
 
 
-class SparseAttention(Mechanism):
+class SparseAttention(MaskedMechanism):
     """Let blocks of tokens see a few blocks: first ones, near ones, every nth, and random ones (Zaheer et al. 2020).
 
     Where both sides are seen, the first blocks also see everything. The strided form is Child et al. (2019), by blocks.
@@ -158,26 +159,6 @@ class SparseAttention(Mechanism):
                 y = torch.cat([self._from_first(q[:, :first], k, v, context), y[:, first:]], dim=1)
             return y, None
         return self.masked(q, k, v, context, state)
-
-    def masked(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
-    ) -> tuple[Tensor, Memories | None]:
-        """Compute `forward` by torch's fused kernel with one dense mask, whatever the length."""
-        k, v, tokens, state = self._extend(k, v, context, state)
-        config, bias = self.config, context.score(context.tokens, tokens, q, k)
-        mask = context.once(("sparse", config, tokens is context.tokens), lambda: self.visible(context.tokens, tokens))
-        return softmax_attention(q, k, v, scale=self.scale, mask=mask, bias=bias), state
-
-    def reference(
-        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
-    ) -> tuple[Tensor, Memories | None]:
-        """Compute all scores, mask the blocks that are not seen, and take the softmax."""
-        k, v, tokens, state = self._extend(k, v, context, state)
-        bias = context.score(context.tokens, tokens, q, k)
-        y, weights = softmax_reference(q, k, v, self.visible(context.tokens, tokens), bias, self.scale)
-        if context.weights is not None:
-            context.weights.append(weights)
-        return y, state
 
     def path(self, tokens: int) -> str:
         """Name the kernel."""
