@@ -134,15 +134,15 @@ class _Reader:
         elif reading.chooses:
             given = node is not self.settings.defaults.get(name)
             self.layers.choose(name, reading, node, self._value(str(reading.count)), given)
-        elif reading.values and text not in reading.values:
-            self._refuse(node, {*reading.values, *reading.cases})
+        elif reading.ours and text not in reading.ours:
+            self._refuse(node, {*reading.ours, *reading.cases})
         elif reading.counted:
             if isinstance(node.value, dict | tuple):
                 self._set(reading, node_of(len(node.value), node.mark))
             else:
                 self._note(node.mark, f"should be a map or a list, not {shown(node.plain())}")
         elif reading.to:
-            self._set(reading, reading.values.get(text, node))
+            self._set(reading, reading.ours.get(text, node))
         else:
             self._refuse(node, reading.cases)
 

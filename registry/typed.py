@@ -9,8 +9,9 @@ from typing import Annotated, Literal, cast
 
 from ..core.component import Part
 from ..core.placement import Placement, Residual, residual_fits
-from .marks import Node
+from .marks import Mark, Node, nearest, node_of
 from .settings import ExportSettings, TrainSettings
+from .tables import TABLES
 
 NUMBER = r"\{([a-z_]+)\}"
 """What stands for a number in the name of a module."""
@@ -139,10 +140,10 @@ class FieldSettings:
     """Say what one field of a `config.json` sets.
 
     `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
-    they differ; others are refused. `cases`: their value -> a piece of a spec that is laid over this one instead.
-    `counted`: whether what goes to the options is how many items the field has. `when`: other fields -> what each must
-    be, or one of what, for this one to be read at all. `of`: the field whose value is read once more, by this one; its
-    own name is then for the eye alone.
+    they differ, or the name of a table of such; others are refused. `cases`: their value -> a piece of a spec that is
+    laid over this one instead. `counted`: whether what goes to the options is how many items the field has. `when`:
+    other fields -> what each must be, or one of what, for this one to be read at all. `of`: the field whose value is
+    read once more, by this one; its own name is then for the eye alone.
 
     Fields that say which layers differ. `each`: a list with an item a layer, or with groups of items and how often each
     comes; item -> what that layer changes in `layer`, or its name in `layers`. `first`: a number; the name of what the
@@ -154,7 +155,7 @@ class FieldSettings:
 
     to: tuple[str, ...] | str = ()
     counted: bool = False
-    values: Mapping[str, Node] = field(default_factory=dict)
+    values: Mapping[str, Node] | str = field(default_factory=dict)
     cases: Mapping[str, Node] = field(default_factory=dict)
     each: Mapping[str, Node] = field(default_factory=dict)
     first: str | None = None
@@ -169,6 +170,8 @@ class FieldSettings:
     of: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.values, str):
+            object.__setattr__(self, "values", _table(self.values))
         rules = [name for name in ("each", "first", "every", "listed", "per_layer") if getattr(self, name)]
         if len(rules) > 1:
             raise ValueError(f"{rules[1]}: a field says in one way which layers differ, and this one has {rules[0]}")
@@ -185,6 +188,11 @@ class FieldSettings:
         object.__setattr__(self, "to", (self.to,) if isinstance(self.to, str) else self.to)
 
     @property
+    def ours(self) -> Mapping[str, Node]:
+        """Their value -> ours, in full."""
+        return cast("Mapping[str, Node]", self.values)
+
+    @property
     def chooses(self) -> bool:
         """Whether the field says which layers differ."""
         return bool(self.each or self.first or self.every or self.listed or self.per_layer)
@@ -195,6 +203,13 @@ class FieldSettings:
         named = {piece.value for piece in self.each.values() if isinstance(piece.value, str)}
         named |= {to.split(".")[1] for to in self.to if to.startswith(f"{LAYERS}.")}
         return named | {name for name in (self.first, self.every, self.listed, self.others) if name}
+
+
+def _table(name: str) -> Mapping[str, Node]:
+    """Return a table of names by its own."""
+    if name not in TABLES:
+        raise ValueError(f"values: '{name}' is no table of names{nearest(name, TABLES)}")
+    return {theirs: node_of(ours, Mark(f"table {name}")) for theirs, ours in TABLES[name].items()}
 
 
 @dataclass(frozen=True, kw_only=True)

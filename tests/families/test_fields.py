@@ -55,7 +55,7 @@ def activations() -> Iterator[tuple[str, str]]:
             continue
         for reading in hf.config.readings.values():
             if any(to.endswith((".activation", ".transform")) for to in reading.to):
-                yield from ((theirs, str(ours.value)) for theirs, ours in reading.values.items())
+                yield from ((theirs, str(ours.value)) for theirs, ours in reading.ours.items())
 
 
 @pytest.mark.parametrize(("theirs", "ours"), sorted(set(activations())))

@@ -104,6 +104,7 @@ def test_what_chooses_no_layers_is_refused(spec_of: Callable[..., Any], config: 
         ({"to": "model.d_model", "others": "far"}, "others: are those that `first`, `every` or `listed` does not"),
         ({"first": "deep", "count": "depth"}, "fields: 'deep' is none of `layers`"),
         ("layers.deep.attention.window", "fields: 'deep' is none of `layers`"),
+        ({"to": "model.d_model", "values": "activation"}, "values: 'activation' is no table of names (did you mean"),
     ],
 )
 def test_a_family_that_chooses_no_kind_is_refused(field: Any, said: str) -> None:
