@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from alone import rows_alone
 from peers import TOLERANCE, apart, checked
 from torch import Tensor
 from transformers import (
@@ -19,12 +20,12 @@ from transformers import (
     XLNetLMHeadModel,
     XLNetModel,
 )
-from two_sided import broken_by, drawn, encoder_parity, masks, sharpened, spreads, there_and_back
+from two_sided import broken_by, drawn, encoder_parity, gradients, masks, sharpened, spreads, there_and_back
 
 import transom
 from transom.errors import SpecError
 from transom.interop import family_spec, import_checkpoint
-from transom.registry.spec import load_spec, parse_spec
+from transom.registry.spec import load_spec
 
 INPUTS = {"input_ids": 83, "token_type_ids": 7}
 
@@ -190,67 +191,70 @@ def test_segments_of_a_text_count(tmp_path: Path) -> None:
     assert apart(ours(input_ids=ids, token_type_ids=kinds).hidden, plain) > 1e-2
 
 
-ONE_WAY = """
-extends: xlnet
-model:
-  topology: decoder
-  d_model: 30
-  max_seq_len: 64
-  embedding: {vocab_size: 83}
-  layer:
-    norm: {eps: 1.0e-2}
-    attention: {n_heads: 5}
-    position: {clamp: 7}
-    feedforward: {d_ff: 46, activation: gelu_tanh}
-  layers: [{repeat: 2}]
-objective: causal_lm
-hf:
-  modules:
-    encoder.embedding: null
-    encoder.layers.{layer}.attention: null
-    encoder.layers.{layer}.positions.0: null
-    encoder.layers.{layer}.attention_norm: null
-    encoder.layers.{layer}.feedforward: null
-    encoder.layers.{layer}.feedforward_norm: null
-    decoder.embedding: {at: transformer, layout: spread, names: {weight: word_embedding.weight, blank: mask_emb}}
-    decoder.layers.{layer}.attention:
-      {at: "transformer.layer.{layer}.rel_attn", layout: by_head,
-       names: {q_proj.weight: q, k_proj.weight: k, v_proj.weight: v, o_proj.weight: o}}
-    decoder.layers.{layer}.positions.0:
-      {at: "transformer.layer.{layer}.rel_attn", layout: by_head,
-       names: {content: r_w_bias, distance: r_r_bias, segment: r_s_bias, kinds: seg_embed}}
-    decoder.layers.{layer}.attention_norm: transformer.layer.{layer}.rel_attn.layer_norm
-    decoder.layers.{layer}.feedforward: {at: "transformer.layer.{layer}.ff", names: {fc1: layer_1, fc2: layer_2}}
-    decoder.layers.{layer}.feedforward_norm: transformer.layer.{layer}.ff.layer_norm
-"""
+def one_way_parity(theirs: Any, folder: Path, names: dict[str, str]) -> list[float]:
+    """Return the errors of rows, padded on both sides or not: the peer masks no padding in a batch of several."""
+    ours, inputs = there_and_back(theirs, folder), {"input_ids": drawn(83, 23, 1), "token_type_ids": drawn(7, 23, 2)}
+    assert spreads(theirs, **inputs) > 2
+    assert gradients(theirs, ours, names, inputs) < 1e-4
+    plain = torch.ones(3, 23, dtype=torch.int64)
+    return [error for mask in (plain, *masks(23)) for error in rows_alone(theirs, ours, inputs, mask, names)]
 
 
+@pytest.mark.parametrize("limits", [{"clamp_len": 7}, {"clamp_len": -1, "mem_len": 40}])
 @torch.no_grad()
-def test_one_way_it_is_a_decoder(tmp_path: Path) -> None:
-    theirs = sharpened(XLNetLMHeadModel(config(attn_type="uni")), 3.0)
-    theirs.save_pretrained(tmp_path / "hf")
-    _, ours = import_checkpoint(tmp_path / "hf", parse_spec(ONE_WAY))
+def test_one_way_it_is_a_decoder(tmp_path: Path, limits: dict[str, int]) -> None:
+    theirs = sharpened(XLNetLMHeadModel(config(attn_type="uni", **limits)), 3.0)
+    errors = one_way_parity(theirs, tmp_path, {"words": "logits"})
+    _, ours = import_checkpoint(tmp_path / "hf")
     ids = drawn(83, 25, 1)
-    whole = theirs(input_ids=ids, output_hidden_states=True)
-    found = ours(input_ids=ids)
-    errors = [apart(found.hidden, whole.hidden_states[-1]), apart(found.logits, whole.logits)]
-    state, logits, mems = ours.empty_state(3), [], None
+    state, mems, logits = ours.empty_state(3), None, []
     for piece in ids.split([9, *[1] * 16], dim=1):
         out, wanted = ours(input_ids=piece, state=state), theirs(input_ids=piece, mems=mems)
         state, mems, logits = out.state, wanted.mems, [*logits, out.logits]
         errors.append(apart(out.logits, wanted.logits))
-    checked(theirs, [*errors, apart(torch.cat(logits, dim=1), whole.logits)])
+    checked(theirs, [*errors, apart(torch.cat(logits, dim=1), theirs(input_ids=ids).logits)])
+    assert ours.spec.model.max_seq_len == limits.get("mem_len", 512)
+
+
+@pytest.mark.parametrize(("model", "names"), [(XLNetModel, {}), (XLNetForTokenClassification, {"tokens": "logits"})])
+def test_one_way_it_has_other_heads(tmp_path: Path, model: Any, names: dict[str, str]) -> None:
+    theirs = sharpened(model(config(num_labels=3, attn_type="uni")), 3.0)
+    checked(theirs, one_way_parity(theirs, tmp_path, names))
+
+
+@torch.no_grad()
+def test_which_way_it_sees_counts(tmp_path: Path) -> None:
+    theirs = sharpened(XLNetLMHeadModel(config(attn_type="uni")), 3.0)
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_type": "bi"}))
+    _, both = import_checkpoint(tmp_path / "hf")
+    assert apart(both(input_ids=ids).hidden, ours(input_ids=ids).hidden) > 1e-2
+
+
+@pytest.mark.parametrize("fields", [{"untie_r": False}, {"same_length": True}])
+@torch.no_grad()
+def test_what_the_peer_does_not_read(tmp_path: Path, fields: dict[str, Any]) -> None:
+    theirs = sharpened(XLNetLMHeadModel(config(**fields)), 3.0)
+    encoder_parity(theirs, tmp_path, INPUTS, {"words": "logits"})
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("attn_type", "uni"), ("same_length", True), ("bi_data", True), ("untie_r", False), ("summary_use_proj", False),
-     ("ff_activation", "mish"), ("summary_type", "attn"), ("rel_attn_window", 3)],
+    [("attn_type", "both"), ("bi_data", True), ("summary_use_proj", False), ("ff_activation", "mish"),
+     ("summary_type", "attn"), ("rel_attn_window", 3), ("architectures", ["XLNetForQuestionAnswering"])],
 )  # fmt: skip
 def test_what_it_can_t_be_is_refused(tmp_path: Path, field: str, value: Any) -> None:
     XLNetLMHeadModel(config()).save_pretrained(tmp_path / "hf")
     path = tmp_path / "hf" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(SpecError, match=f"config.json: {field}: "):
+        family_spec(tmp_path / "hf")
+
+
+@pytest.mark.parametrize(("field", "value"), [("same_length", True), ("reuse_len", 5)])
+def test_what_one_way_depends_on_how_a_text_is_cut_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+    XLNetLMHeadModel(config(attn_type="uni", **{field: value})).save_pretrained(tmp_path / "hf")
     with pytest.raises(SpecError, match=f"config.json: {field}: "):
         family_spec(tmp_path / "hf")
 
