@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .decay import Decays, carried, cut, joined, size_of_chunks
 from .gated_norm import GatedNorm
 from .linear import Linear, at_least_fp32, computed_in, exactly
 from .state import Declared, Memories, Remembered
+from .summed import linear_attention
 
 CHUNK = 64
 """Tokens a chunk: within it scores are formed, across it the states are carried."""
@@ -69,6 +70,14 @@ def by_kernel(
     assert doc is None
     y, last = fla.decaying_sums(q, k, v, log_decay, first, half)
     return y.to(v.dtype), last.to(first.dtype)
+
+
+def by_operator(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, first: Tensor, doc: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute `token_by_token` of one document a row by one operator of a graph that is being exported."""
+    assert doc is None
+    return linear_attention(q, k, v, first, log_decay=log_decay)
 
 
 def in_chunks(
@@ -154,6 +163,7 @@ class FadingMixer(Mixer, ABC):
     itself.
     """
 
+    lowers: ClassVar[Mapping[str, str]] = {"ort": "as_operator"}
     wide: int = 1
     by_entry = False
     config: Any
@@ -183,6 +193,12 @@ class FadingMixer(Mixer, ABC):
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Sum token by token."""
         return self._mixed(x, context, state, token_by_token, self.norm.reference)
+
+    def as_operator(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
+        """Leave the sums to ONNX Runtime's LinearAttention, for which one token is one step and no chunk."""
+        if not is_exporting() or context.tokens.doc is not None:
+            return type(self).forward(self, x, context, state)
+        return self._mixed(x, context, state, by_operator, self.norm)
 
     def path(self, tokens: int) -> str:
         """Name the path."""
@@ -216,7 +232,7 @@ class FadingMixer(Mixer, ABC):
             k = k.masked_fill(~valid[:, :, None, None], 0.0)
             v = v.masked_fill(~valid[:, :, None, None], 0.0)
             fades = fades.masked_fill(~valid.reshape(*valid.shape, *(1,) * (fades.dim() - 2)), 0.0)
-        first = v.new_zeros(len(x), self.n_heads, self.head_dim, self.v_dim) if state is None else state["sums"]
+        first = v.new_zeros(x.shape[0], self.n_heads, self.head_dim, self.v_dim) if state is None else state["sums"]
         with exactly(x):
             y, last = sums(q * self.head_dim**-0.5, k, v, fades, first, context.tokens.doc)
         out = self.out(norm(y.flatten(-2), gate).to(x.dtype))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,10 @@ from torch import Tensor
 from . import fla
 from .attention import Mechanism, is_exporting
 from .context import Context
+from .decay import size_of_chunks
 from .linear import at_least_fp32, computed_in
 from .state import Declared, Memories, Remembered
+from .summed import linear_attention
 
 CHUNK = 64
 """Tokens a chunk: within it scores are formed, across it a (D, D) sum is carried; 64 was the fastest of 32 to 256."""
@@ -24,6 +28,8 @@ class FeatureAttention(Mechanism, ABC):
     A child says what the features are. Where it turns them by positions itself, it is above the line only: the
     normaliser sums them unturned, and so stays positive (Su et al. 2021, section 3.3).
     """
+
+    lowers: ClassVar[Mapping[str, str]] = {"ort": "as_operator"}
 
     @property
     def width(self) -> int:
@@ -70,6 +76,24 @@ class FeatureAttention(Mechanism, ABC):
         bottom, k_sum = causal_sums(phi_q, phi_k, torch.ones_like(wide_v[..., :1]), k_sum, doc)
         after = None if state is None else {"kv": kv, "k": k_sum.squeeze(-1)}
         return _divide(top, bottom).to(v.dtype), after
+
+    def declines(self, target: str) -> str:
+        """Keep to `forward` where one sum over all tokens is all there is to do."""
+        return "" if self.site.causal and not self.site.cross else "what sees both sides is one sum over all tokens"
+
+    def as_operator(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
+    ) -> tuple[Tensor, Memories | None]:
+        """Leave both sums to ONNX Runtime's LinearAttention, for which one token is one step and no chunk."""
+        if not is_exporting() or context.tokens.doc is not None:
+            return type(self).forward(self, q, k, v, context, state)
+        phi_q, phi_k = self.query_features(q), self._key_features(k, context)
+        (turned_q, turned_k), wide_v = self._turned(phi_q, phi_k, context), at_least_fp32(v)
+        zeros = wide_v.new_zeros(v.shape[0], self.n_kv_heads, self.width, self.head_dim)
+        before = {"kv": zeros, "k": zeros[..., 0]} if state is None else state
+        top, kv = linear_attention(turned_q, turned_k, wide_v, before["kv"])
+        bottom, k_sum = linear_attention(phi_q, phi_k, torch.ones_like(wide_v[..., :1]), before["k"].unsqueeze(-1))
+        return _divide(top, bottom).to(v.dtype), None if state is None else {"kv": kv, "k": k_sum.squeeze(-1)}
 
     def reference(
         self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: Memories | None = None
@@ -185,7 +209,7 @@ def causal_sums(q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, doc: Ten
     documents apart. Within chunks scores are formed, across chunks the (D, E) sums are carried.
     """
     length = q.shape[1]
-    size = CHUNK if is_exporting() else max(1, min(CHUNK, length))
+    size = size_of_chunks(CHUNK, length) if is_exporting() else max(1, min(CHUNK, length))
     chunks = (length + size - 1) // size
     end = chunks * size - length
     q, k, v = (F.pad(t, (0, 0, 0, 0, 0, end)).unflatten(1, (chunks, size)).transpose(2, 3) for t in (q, k, v))

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from ..core.stack import Stack
@@ -36,6 +37,8 @@ from .source import Source, read_source
 
 LEAST = {23: "1.23", 24: "1.24"}
 """By opset, the oldest ONNX Runtime that reads its graphs."""
+LATER = {("com.microsoft", "LinearAttention"): "1.26"}
+"""Operators that are younger, by the oldest ONNX Runtime that has them."""
 
 
 def export(
@@ -123,7 +126,7 @@ def _write(source: Source, folder: Path, settings: ExportSettings, samples: Samp
         pools=model.pools,
         labels=source.labels(_classes(graphs, model.pools)),
         versions=_versions(),
-        least_onnxruntime=LEAST[settings.opset],
+        least_onnxruntime=_least(folder, graphs, settings.opset),
         parity=tuple(_plain(row) for row in report.rows),
         figures=tuple(asdict(figures) for figures in report.figures),
         gate=gate,
@@ -156,6 +159,13 @@ def _proven(model: Topology, folder: Path, settings: ExportSettings, samples: Sa
         raise ExportError(f"the export does not pass the gate, and was not kept:\n{report}\n" + "\n".join(lines))
     recorder.write(folder)
     return _Proven(exported, report, layers)
+
+
+def _least(folder: Path, graphs: Mapping[str, GraphFacts], opset: int) -> str:
+    """Return the oldest ONNX Runtime that runs all graphs of a folder."""
+    nodes = (node for facts in graphs.values() for node in ir.load(folder / facts.file).graph)
+    later = {LATER[kind] for node in nodes if (kind := (node.domain, node.op_type)) in LATER}
+    return max({LEAST[opset], *later}, key=lambda version: tuple(map(int, version.split("."))))
 
 
 def _stacks(model: Topology) -> list[Stack]:

@@ -91,7 +91,7 @@ class Manifest:
     `parity`: the rows of the report. `figures`: what graphs of a lower precision differ by from the exact ones.
     `gate`: the limits that they had to keep to, by measure.
     `spec`: the complete spec, None for a model that was built without one.
-    `least_onnxruntime`: the oldest version that reads graphs of the opset; "" where nothing is said.
+    `least_onnxruntime`: the oldest version that has what the graphs are made of; "" where nothing is said.
     `runners`: other programs that may run the folder, each with "" or why it can't. `files`: sha256 of every other
     file.
     """

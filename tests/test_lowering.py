@@ -135,3 +135,32 @@ def test_a_local_layer_is_one_attention_in_a_graph(tmp_path: Path) -> None:
     assert nodes["GatherND"] == 2  # the next ring of keys and of values: whole entries, none picked number by number
     said = json.loads((tmp_path / "out" / "transom.json").read_text())["layers"]
     assert said["decoder.layers.0.attention.mechanism"] == "attention local: masked, its lowering for onnx"
+
+
+def test_sums_that_a_state_carries_are_one_operator_that_takes_a_token_at_a_time(tmp_path: Path) -> None:
+    layers = {
+        "{kind: linear, n_heads: 6, n_kv_heads: 2}": 2,
+        "{kind: performer, n_heads: 3, n_kv_heads: 3, n_features: 10}": 2,  # what it divides by is a sum of its own
+        "{kind: retention, n_heads: 3, v_dim: 5}": 1,
+        "{kind: gated_linear, n_heads: 2, head_dim: 7}": 1,
+        "{kind: state_space, n_heads: 6, d_state: 9, n_groups: 2}": 1,
+        "{kind: gated_delta, n_heads: 6, n_key_heads: 2, head_dim: 11, key_dim: 5}": 1,
+    }
+    pattern = ", ".join(f"{{attention: {kind}}}" for kind in layers)
+    changes = [*SMALL, "model.position=none", f"model.layers=[{{pattern: [{pattern}]}}]"]
+    model = compose(load_spec("tiny_gpt", changes)).eval()
+    for weight in model.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)
+    assert max(row.error for row in export(model, tmp_path / "out").rows) < 2e-5
+    nodes = Counter(node.op_type for node in onnx.load(tmp_path / "out" / "model.onnx").graph.node)
+    assert (nodes["LinearAttention"], nodes["Scan"], nodes["CumSum"]) == (sum(layers.values()), 0, 1)
+    runtime = ArrayRuntime(tmp_path / "out")
+    assert runtime.manifest.least_onnxruntime == "1.26"
+    ids, mask = torch.randint(67, (3, 23)), torch.ones(3, 23, dtype=torch.long)
+    mask[1, 4:9] = mask[2, :8] = 0
+    state = runtime.start(3)
+    for part in (slice(0, 8), slice(8, 22), slice(22, 23)):
+        got, state = runtime.step(ids[:, part].numpy(), mask[:, part].numpy(), state)
+    with torch.no_grad():
+        want = model(input_ids=ids, attention_mask=mask).logits[:, -1]
+    torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-3, atol=1e-4)

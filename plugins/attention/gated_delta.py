@@ -22,6 +22,7 @@ from ...core.linear import Linear, at_least_fp32, computed_in, exactly
 from ...core.moves import Concat, Heads, Layouts, Move, Reshape, Take
 from ...core.short_conv import ShortConv
 from ...core.state import Declared, Memories, Remembered
+from ...core.summed import linear_attention
 
 CHUNKS = (32, 64, 4096)
 """Tokens a chunk below some length, and from it on."""
@@ -37,6 +38,7 @@ class GatedDeltaAttention(Mixer):
     / sqrt(D). Heads of a group share q and k. A gated norm of each head and a map back follow.
     """
 
+    lowers: ClassVar[Mapping[str, str]] = {"ort": "as_operator"}
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "documents", "compile"}),
         ignores=frozenset({"rotate"}),
@@ -137,6 +139,12 @@ class GatedDeltaAttention(Mixer):
         """Correct token by token."""
         return self._mixed(x, context, state, self.conv.reference, token_by_token, self.norm.reference)
 
+    def as_operator(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
+        """Leave the corrections to ONNX Runtime's LinearAttention, for which one token is one step and no chunk."""
+        if not is_exporting() or context.tokens.doc is not None:
+            return GatedDeltaAttention.forward(self, x, context, state)
+        return self._mixed(x, context, state, self.conv.forward, by_operator, self.norm)
+
     def path(self, tokens: int) -> str:
         """Name the path."""
         return f"chunks of {_chunk(tokens)}"
@@ -205,6 +213,14 @@ def by_kernel(
     assert doc is None
     y, last = fla.corrected_sums(q, k, v, log_decay, share, first, half)
     return y.to(v.dtype), last.to(first.dtype)
+
+
+def by_operator(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, share: Tensor, first: Tensor, doc: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute `token_by_token` of one document a row by one operator of a graph that is being exported."""
+    assert doc is None
+    return linear_attention(q, k, v, first, log_decay=log_decay, share=share)
 
 
 def in_chunks(

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import fla
-from ...core.attention import Declaration, Mixer
+from ...core.attention import Declaration, Mixer, is_exporting
 from ...core.component import Site
 from ...core.context import Context
 from ...core.decay import draw_steps
-from ...core.fading import CHUNK, Sums, fastest, token_by_token
+from ...core.fading import CHUNK, Sums, by_operator, fastest, token_by_token
 from ...core.feedforward import Activation, activate
 from ...core.gated_norm import GatedNorm
 from ...core.linear import Linear, at_least_fp32, exactly
@@ -31,6 +31,7 @@ class StateSpaceAttention(Mixer):
     dt u_t b_t^T, and y_t = h_t c_t + D u_t. Heads of a group share b and c. A gated norm and a map back follow.
     """
 
+    lowers: ClassVar[Mapping[str, str]] = {"ort": "as_operator"}
     declares: ClassVar[Declaration] = Declaration(
         can=frozenset({"causal", "documents", "compile"}),
         ignores=frozenset({"rotate"}),
@@ -127,6 +128,12 @@ class StateSpaceAttention(Mixer):
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
         """Sum token by token."""
         return self._mixed(x, context, state, self.conv.reference, token_by_token, self.norm.reference)
+
+    def as_operator(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
+        """Leave the sums to ONNX Runtime's LinearAttention, for which one token is one step and no chunk."""
+        if not is_exporting() or context.tokens.doc is not None:
+            return StateSpaceAttention.forward(self, x, context, state)
+        return self._mixed(x, context, state, self.conv.forward, by_operator, self.norm)
 
     def path(self, tokens: int) -> str:
         """Name the path."""
