@@ -12,7 +12,7 @@ import torch
 import transformers
 from peers import TOLERANCE, apart, parity, sharpened
 from transformers.activations import ACT2FN
-from two_sided import drawn, encoder_parity, gradients, masks, there_and_back
+from two_sided import drawn, encoder_parity, gradients, masks, spreads, there_and_back
 from two_sided import sharpened as two_sided
 
 from transom.core.feedforward import activate
@@ -129,6 +129,25 @@ def test_a_decoder_of_two_heads(tmp_path: Path, model: str, summary: str) -> Non
             assert apart(found["head"][row, mask[row].bool()], wanted.logits[0]) < TOLERANCE
         assert apart(found["choice"], torch.stack([wanted.mc_logits.reshape(1) for wanted in alone])) < TOLERANCE
     assert gradients(theirs, ours, names, {"input_ids": ids}) < 1e-4
+
+
+@pytest.mark.parametrize("model", ["GPT2", "OpenAIGPT"])
+@torch.no_grad()
+def test_a_decoder_of_two_heads_in_steps(tmp_path: Path, model: str) -> None:
+    """The choice reads the last token that there is, as in a whole pass of so many tokens."""
+    theirs = sharpened(made(f"{model}DoubleHeadsModel", **GPT))
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
+    assert spreads(theirs, input_ids=ids) > 2
+    whole, wanted = ours(input_ids=ids).logits, theirs(input_ids=ids)
+    state, words, seen = ours.empty_state(3), [], 0
+    for piece in ids.split([7, *[1] * 16], dim=1):
+        out = ours(input_ids=piece, state=state)
+        state, seen, words = out.state, seen + piece.shape[1], [*words, out.logits["head"]]
+        choice = theirs(input_ids=ids[:, :seen]).mc_logits
+        assert apart(out.logits["choice"], choice.reshape(3, 1)) < TOLERANCE
+    assert apart(torch.cat(words, dim=1), whole["head"]) < TOLERANCE
+    assert apart(torch.cat(words, dim=1), wanted.logits) < TOLERANCE
+    assert apart(out.logits["choice"], whole["choice"]) < TOLERANCE
 
 
 @pytest.mark.parametrize(
