@@ -26,6 +26,8 @@ def config(**more: Any) -> Any:
     [
         {"activation_function": "gelu_new"},
         {"enable_bias": False, "_remove_final_layer_norm": True},
+        {"layer_norm_elementwise_affine": False},
+        {"layer_norm_elementwise_affine": False, "do_layer_norm_before": False},
     ],
 )
 def test_opt(tmp_path: Path, more: dict[str, Any]) -> None:
