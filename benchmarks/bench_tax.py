@@ -23,7 +23,7 @@ from transom.training.step import Step
 from transom.training.update import Updater
 
 ROUNDS = 11
-PROMPT = 64
+PROMPT, SPARE = 64, 256
 # Steps of the decoder in specs/tiny_gpt.yaml, and of one of 27M parameters; the second number is what a step may cost
 # against the hand-written one.
 TINY = pytest.param([], 1.10, id="tiny_gpt")
@@ -159,23 +159,30 @@ def test_training_step(benchmark: Any, overrides: list[str], allowed: float) -> 
     check(benchmark, lambda: (ours, by_hand), 1 if overrides else 10, allowed)
 
 
-@pytest.mark.parametrize(("overrides", "allowed"), [TINY, MEDIUM])
-def test_decoding_step(benchmark: Any, overrides: list[str], allowed: float) -> None:
-    """One token after a prompt of 64: its logits and the next state."""
+@pytest.mark.parametrize(
+    ("overrides", "allowed", "past"),
+    [
+        pytest.param(*TINY.values, PROMPT, id="tiny_gpt"),
+        pytest.param(*MEDIUM.values, PROMPT, id="27m"),
+        pytest.param([*MEDIUM.values[0], "model.max_seq_len=4096"], 1.0, 2048, id="27m-2048"),
+    ],
+)
+def test_decoding_step(benchmark: Any, overrides: list[str], allowed: float, past: int) -> None:
+    """One token after `past`: its logits and the next state, which has room for it, as when text is written."""
     model, hand = twins(load_spec("tiny_gpt", overrides), share=True)
-    ids = torch.randint(hand.embedding.num_embeddings, (1, PROMPT + 1))
+    ids = torch.randint(hand.embedding.num_embeddings, (1, past + 1))
 
     def fresh() -> tuple[StepOnce, StepOnce]:
-        state = model(input_ids=ids[:, :PROMPT], state=model.empty_state(1)).state
-        past = hand.step(ids[:, :PROMPT], None)[1]
+        state = model(input_ids=ids[:, :past], state=model.empty_state(1, past + SPARE)).state
+        kept = hand.step(ids[:, :past], None)[1]
 
         def ours() -> None:
             nonlocal state
-            state = model(input_ids=ids[:, PROMPT:], state=state).state
+            state = model(input_ids=ids[:, past:], state=state).state
 
         def by_hand() -> None:
-            nonlocal past
-            past = hand.step(ids[:, PROMPT:], past)[1]
+            nonlocal kept
+            kept = hand.step(ids[:, past:], kept)[1]
 
         return ours, by_hand
 

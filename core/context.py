@@ -25,7 +25,9 @@ class Context:
     `memory` (B, M, C) and `memory_tokens`: what cross attention reads; `memory` is None once its state is primed.
     `positions`: the encodings in use, if any. `served`: the attention that they serve, where one of them projects.
     `weights`: attention weights are appended here when someone asks. `written`: what was written to slots, likewise.
-    `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them.
+    `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them; None too where
+    the slots in use are known to be the columns so far, and all are real: these are `past` and the new tokens.
+    `used`: how many slots are in use with the new tokens, where such a state is written in place: no more are read.
     """
 
     tokens: Tokens
@@ -40,6 +42,7 @@ class Context:
     written: list[Tensor] | None = None
     served: Served | None = None
     slots: Tokens | None = None
+    used: int | None = None
 
     @property
     def scored(self) -> bool:
@@ -84,21 +87,32 @@ class Context:
         """Return what is remembered of all tokens, `keys`: what a state declared as `append` holds, with the new.
 
         old (B, S, ...) and new (B, T, ...), alike but for S and T; `dim`: where these stand. They are put behind each
-        other, (B, S + T, ...), or new is written to its slots of old, (B, S, ...), where there are slots.
+        other, (B, S + T, ...), or new is written to its slots of old, (B, S, ...), where there are slots; of these,
+        those in use are returned, (B, `used`, ...), where old is written in place.
         """
-        if self.slots is None:
+        if self.used is not None:
+            after = old.narrow(dim, 0, self.used)
+            if self.slots is None:
+                length = new.shape[dim]
+                after.narrow(dim, self.used - length, length).copy_(new)
+            else:
+                after.scatter_(dim, self._places(new, dim), new)
+        elif self.slots is not None:
+            after = old.scatter(dim, self._places(new, dim), new)
+        else:
             return torch.cat([old, new], dim=dim)
+        if self.written is not None:
+            self.written.append(after)
+        return after
+
+    def _places(self, new: Tensor, dim: int) -> Tensor:
+        """Return the slot of each entry of new (B, T, ...), whose tokens stand along `dim`."""
         assert self.seen is not None
         seen = self.seen
         column = self.tokens.once("slots", lambda: seen.unsqueeze(1) + torch.arange(new.shape[dim], device=new.device))
         shape = [1] * new.dim()
         shape[0], shape[dim] = column.shape
-        index = column.reshape(shape).expand_as(new)
-        kept = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        after = old.scatter(dim, index, new) if kept else old.scatter_(dim, index, new)
-        if self.written is not None:
-            self.written.append(after)
-        return after
+        return column.reshape(shape).expand_as(new)
 
     @property
     def own(self) -> Tokens:

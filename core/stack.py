@@ -20,7 +20,7 @@ from .embedding import Borrowed, Embedding
 from .inputs import Input
 from .norm import Norm
 from .position import Position, Positions
-from .slots import MASK, run_in_slots
+from .slots import MASK, growing, in_place, run_in_slots
 from .state import PAST, POS, SEEN, Declared, Memories, Remembered, State, first_crossed, rewound
 from .tokens import ORDER, Packing, Permuted, Tokens, document_positions, with_asked
 
@@ -65,6 +65,7 @@ class Stack(nn.Module):
             }
             for i, block in enumerate(blocks)
         ]
+        self._growing = [growing(block) for block in blocks]
         self._declared = self._declare()
         self._appends = POS in self._declared
         self._places_on: dict[torch.device, Tensor] = {}
@@ -194,10 +195,11 @@ class Stack(nn.Module):
             tokens = with_asked(own, asked)
             x = torch.cat([x, self.embedding.asking().to(x.dtype).expand(*asked.shape, -1)], dim=1)
         x = self.embedding.finish(self._positions.add(x, tokens))
+        past, slots, used = self._held(state, own)
         context = Context(
-            tokens, self.site.causal, self._past(state), None if state is None else state.seen,
+            tokens, self.site.causal, past, None if state is None else state.seen,
             positions=self._positions, weights=weights, asked=0 if asked is None else asked.shape[1],
-            slots=self._slots(state, own), written=None if state is None or state.room is None else [],
+            slots=slots, written=None if state is None or state.room is None else [], used=used,
         )  # fmt: skip
         x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
         if self.norm is not None:
@@ -206,7 +208,7 @@ class Stack(nn.Module):
             x = x[:, own.pos.shape[1] :]
         elif packing is not None:
             x = packing.unpack(x)
-        return x, None if state is None else self._next(state, after, own, mask, context.slots)
+        return x, None if state is None else self._next(state, after, own, mask, slots if used is None else None)
 
     def _run(
         self, x: Tensor, context: Context, cross: Context, state: State | None
@@ -238,7 +240,7 @@ class Stack(nn.Module):
             if state.room is None:
                 x, after = block(x, here, before)
             else:
-                x, after = run_in_slots(block, x, here, before, f"layers.{place}")
+                x, after = run_in_slots(block, x, here, before, self._growing[place], f"layers.{place}")
             for sub, names in subs.items():
                 for key, name in names.items():
                     tensors[name] = after[sub][key]
@@ -265,21 +267,28 @@ class Stack(nn.Module):
                 self._places_on[device] = torch.arange(self.site.max_seq_len, device=device).unsqueeze(0)
         return self._places_on[device].narrow(1, first, count)
 
-    def _past(self, state: State | None) -> Tokens | None:
-        if state is None or state.room is not None or not self._appends:
-            return None
+    def _held(self, state: State | None, new: Tokens) -> tuple[Tokens | None, Tokens | None, int | None]:
+        """Return whose keys a state holds, as a context has it: `past`, `slots`, `used`."""
+        if state is None or state.room is None:
+            return None if state is None or not self._appends else self._past(state), None, None
+        used = state.columns + new.pos.shape[1] if in_place(state) else None
+        if used is None or new.first is None or self._marks:
+            return None, self._slots(state, new, used), used
+        before = Tokens.in_order(self._places(0, new.first, new.pos.device), 0)
+        return before if self._appends else None, None, used
+
+    def _past(self, state: State) -> Tokens:
         pos = state.tensors[POS]
         marks = {name: state.tensors[mark_name(name)] for name in self._marks}
         return Tokens(pos, pos >= 0 if state.padded or is_exporting() else None, marks=marks)
 
-    def _slots(self, state: State | None, new: Tokens) -> Tokens | None:
-        """Return the tokens of all slots of a state with room: a later one than the last has a later position too."""
-        if state is None or state.room is None:
-            return None
-        pos = torch.arange(state.room, device=new.pos.device).unsqueeze(0)
+    def _slots(self, state: State, new: Tokens, used: int | None) -> Tokens:
+        """Return the tokens of all slots, or of those in use: a later one than the last has a later position too."""
+        count = cast(int, state.room) if used is None else used
+        pos = torch.arange(count, device=new.pos.device).unsqueeze(0)
         if not self._marks:
             return Tokens(pos)
-        write = Context(new, self.site.causal, slots=Tokens(pos), seen=state.seen).append
+        write = Context(new, self.site.causal, slots=Tokens(pos), seen=state.seen, used=used).append
         zeros = torch.zeros_like(new.pos)
         marks = {n: write(state.tensors[mark_name(n)], new.marks.get(n, zeros)) for n in self._marks}
         return Tokens(pos, marks=marks)
@@ -302,8 +311,8 @@ class Stack(nn.Module):
         count = tokens.pos.shape[1] if tokens.valid is None else tokens.valid.sum(1)
         tensors = state.tensors | after
         tensors["seen"] = state.seen + count
-        if slots is not None:
-            tensors |= {mark_name(name): mark for name, mark in slots.marks.items()}
+        if state.room is not None:
+            tensors |= {} if slots is None else {mark_name(name): mark for name, mark in slots.marks.items()}
         elif self._appends:
             pos = tokens.pos if tokens.valid is None else tokens.pos.masked_fill(~tokens.valid, -1)
             before, rows = state.tensors[POS], state.seen.shape[0]
@@ -316,7 +325,7 @@ class Stack(nn.Module):
                 tensors[mark_name(name)] = torch.cat([state.tensors[mark_name(name)], mark], dim=1)
         columns = state.columns + tokens.pos.shape[1]
         padded = state.padded if mask is None else columns
-        return State(tensors, columns, padded, state.rewinder, state.room)  # `replace` takes longer than the rest here
+        return State(tensors, columns, padded, state.rewinder, state.room)  # `replace` takes longer
 
     def _check(self, x: Tensor, mask: Tensor | None, doc: Tensor | None, state: State | None) -> Tensor | None:
         if is_exporting():

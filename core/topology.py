@@ -14,7 +14,7 @@ from ..errors import InputError
 from .component import Component
 from .head import Head
 from .inputs import Input
-from .slots import MASK, resume, step_declared, step_inputs
+from .slots import MASK, resume, step_declared, step_inputs, widened
 from .stack import Stack
 from .state import Declared, State
 
@@ -167,6 +167,17 @@ class Topology(nn.Module, Component, ABC):
             InputError: this topology remembers nothing.
         """
         raise InputError(f"a model of topology {self.name!r} has no state: it sees its whole input at once")
+
+    def widen(self, state: State, room: int) -> State:
+        """Return a state that has room with room for more columns; what it holds is copied.
+
+        Raises:
+            InputError: the state has no room, or has more.
+        """
+        if state.room is None or state.room > room:
+            had = "none" if state.room is None else f"room for {state.room} columns"
+            raise InputError(f"can't give a state room for {room} columns: it has {had}")
+        return widened(state, self.declared(), room)
 
     @property
     def head(self) -> Head:

@@ -26,6 +26,7 @@ class Stepper:
     """Give the logits of a model of one stack step by step, as `generation.Stepper` says."""
 
     prefix = ""
+    spare = 256  # columns that a state has room for beyond those that it needs, at least
 
     def __init__(self, model: Topology, vocab_size: int) -> None:
         """`vocab_size`: of the tokenizer; logits that the model has beyond it stand for nothing."""
@@ -36,7 +37,7 @@ class Stepper:
 
     def start(self, batch: int) -> State:
         """Return the empty state of `batch` rows."""
-        return self.model.empty_state(batch)
+        return self.model.empty_state(batch, room=0)
 
     @torch.inference_mode()
     def step(self, input_ids: Ids, attention_mask: Ids | None, state: Any) -> tuple[NDArray[np.float32], Any]:
@@ -77,6 +78,10 @@ class Stepper:
         inputs = {self.prefix + "input_ids": torch.from_numpy(input_ids)}
         if attention_mask is not None:
             inputs[self.prefix + "attention_mask"] = torch.from_numpy(attention_mask)
+        columns = state.columns + input_ids.shape[1]
+        assert state.room is not None
+        if columns > state.room:  # twice the room each time: a token is copied once or twice on the whole
+            state = self.model.widen(state, max(columns + self.spare, 2 * state.room))
         out: Output = self.model(**inputs, state=state, logits=logits)
         return out
 
@@ -96,7 +101,7 @@ class SourceStepper(Stepper):
     def start(self, batch: int) -> State:
         """Return the state after the sources were read."""
         assert batch == len(self.ids)
-        started: State = self.model.start(input_ids=self.ids, attention_mask=self.mask)  # type: ignore[operator]
+        started: State = self.model.start(input_ids=self.ids, attention_mask=self.mask, room=0)  # type: ignore[operator]
         return started
 
 

@@ -168,22 +168,31 @@ def a_state_with_room(subject: Subject, trial: Trial) -> None:
     model = stack([case, case], positions=serving(case))
     x, more = vectors(batch, length), vectors(batch, 6)
     room = length + 5 + 6 + 4
-    for side in ("left", "right", "inner"):
-        wide, mask = padded(x, side, [length, length - 3, 0])
+    for side in ("left", "right", "inner", "none", "none, with gradients"):
         growing, slots = model.empty_state(batch), model.empty_state(batch, room)
         sizes = [tensor.shape for tensor in slots.tensors.values()]
-        ragged = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 0]])[:batch]
-        chunks: list[tuple[Any, dict[str, Any]]] = [
-            (wide[:, :7], {"attention_mask": mask[:, :7]}), (wide[:, 7:], {"attention_mask": mask[:, 7:]}),
-            (more[:, :3], {"attention_mask": ragged}), (more[:, 3:4], {}), (more[:, 4:], {}),
-        ]  # fmt: skip
-        for new, given in chunks:
-            want, growing = step(model, new, growing, **given)
-            got, slots = step(model, new, slots, **given)
-            trial.close(got, want, what=f"a step with a state that has room ({side})")
+        with torch.set_grad_enabled(side.endswith("gradients")):
+            for new, given in _fed(side, x, more):
+                want, growing = step(model, new, growing, **given)
+                got, slots = step(model, new, slots, **given)
+                trial.close(got, want, what=f"a step with a state that has room (padding: {side})")
         trial.holds(slots.seen.tolist() == growing.seen.tolist(), "a state with room counts other tokens")
         trial.holds([t.shape for t in slots.tensors.values()] == sizes, "a state with room does not keep its size")
-    trial.raises(InputError, partial(step, model, vectors(batch, 9), slots), "more tokens than there is room", ["room"])
+    wide = vectors(batch, 10)
+    trial.raises(InputError, partial(step, model, wide, slots), "more tokens than there is room", ["room"])
+
+
+def _fed(side: str, x: torch.Tensor, more: torch.Tensor) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """Return x (B, T, C) and `more` (B, 6, C) in chunks, each with its mask where there is padding."""
+    batch, length = x.shape[:2]
+    if side.startswith("none"):
+        return [(part, {}) for part in (x[:, :7], x[:, 7:], more[:, :3], more[:, 3:4], more[:, 4:])]
+    wide, mask = padded(x, side, [length, length - 3, 0])
+    ragged = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 0]])[:batch]
+    return [
+        (wide[:, :7], {"attention_mask": mask[:, :7]}), (wide[:, 7:], {"attention_mask": mask[:, 7:]}),
+        (more[:, :3], {"attention_mask": ragged}), (more[:, 3:4], {}), (more[:, 4:], {}),
+    ]  # fmt: skip
 
 
 @row(11, "reorder, fork and roll back", kinds=("attention",), places=causal, excuse=unless_able("causal"))

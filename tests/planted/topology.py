@@ -29,7 +29,7 @@ class HeadsWithoutMask(ENCODER):
         return super().read_heads(hidden, None)
 
 
-@planted(10, "the logits in steps differs")
+@planted(10, "the logits differs")
 class StandsStill(DECODER):
     """The state that came in is given back."""
 
