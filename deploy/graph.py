@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import logging
 import re
 import warnings
@@ -121,7 +122,7 @@ def _translate(
     )
     varying = tuple({i: symbols[d] for i, d in enumerate(t.dims) if isinstance(d, str)} for t in inputs.values())
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), _uncollected(), torch.no_grad():
             # Guards that hold for some lengths only (a padded length that differs from the length) must not fix them.
             program = torch.export.export(
                 function,
@@ -247,6 +248,18 @@ def _node_name(node: ir.Node, taken: dict[str, int]) -> str:
     name = f"{module}/{node.op_type}"
     taken[name] = taken.get(name, 0) + 1
     return name if taken[name] == 1 else f"{name}_{taken[name]}"
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python from looking for garbage while millions of small objects are made that are still needed."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @contextmanager
