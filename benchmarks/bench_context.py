@@ -1,10 +1,12 @@
 """Measure what a step of an exported decoder costs after more and more tokens, and how fast it reads a long prompt.
 
-    python benchmarks/bench_context.py [--work FOLDER] [--rounds 9] [--only NAME ...]
+    python benchmarks/bench_context.py [--work FOLDER] [--rounds 9] [--rows 1] [--only NAME ...]
 
-Models of 4 layers, d_model 768, 12 heads, d_ff 2048, vocabulary 1024, random, fp32, one row, which differ in attention
-alone. All take turns within a round, on the threads that OMP_NUM_THREADS says (two unless set). A state after a past is
-filled with random numbers instead of being read token by token: what a step costs depends on how much it keeps alone.
+Models of 4 layers, d_model 768, 12 heads, d_ff 2048, vocabulary 1024, random, fp32, which differ in attention alone.
+All take turns within a round, on the threads that OMP_NUM_THREADS says (two unless set). A state after a past is filled
+with random numbers instead of being read token by token: what a step costs depends on how much it keeps alone.
+The first steps after a pause, or after another model's, are left out: until the second thread is awake again they take
+up to twice as long, on any model, and how many do depends on what went before.
 The slope is that of log time against log context, by least squares over the medians.
 """
 
@@ -30,7 +32,7 @@ from transom.deploy.session import empty_state
 from transom.registry.compose import compose
 from transom.registry.spec import load_spec
 
-LONGEST, VOCAB, STEPS = 32768, 1024, 8
+LONGEST, VOCAB, WARMING, STEPS = 32768, 1024, 24, 16
 PASTS, SPEED_AT, PROMPT = (256, 1024, 4096, 8192, 16384), 8192, 4096
 FULL = "{kind: full, n_heads: 12, n_kv_heads: 12}"
 LOCAL = "{kind: local, n_heads: 12, n_kv_heads: 12, window: 256}"
@@ -61,25 +63,25 @@ def exported(name: str, work: Path) -> ArrayRuntime:
     return ArrayRuntime(folder)
 
 
-def after(runtime: ArrayRuntime, past: int) -> Held:
-    """Return a state as it stands after `past` tokens, of random numbers, with slots for as many steps as follow."""
+def after(runtime: ArrayRuntime, past: int, rows: int) -> Held:
+    """Return the state of `rows` after `past` tokens, of random numbers, with slots for as many steps as follow."""
     rng, room = np.random.default_rng(past), past + 64
     values = {}
-    for name, value in empty_state(runtime.manifest.state, 1, room).items():
+    for name, value in empty_state(runtime.manifest.state, rows, room).items():
         empty = value.numpy()
         full = np.full_like(empty, past) if name == "seen" else rng.normal(size=empty.shape).astype(empty.dtype)
         values[name] = ort.OrtValue.ortvalue_from_numpy(full)
-    return Held(values, np.ones((1, past), dtype=np.int64), room)
+    return Held(values, np.ones((rows, past), dtype=np.int64), room)
 
 
-def step_time(runtime: ArrayRuntime, past: int) -> float:
-    """Return the milliseconds of a step after `past` tokens, the median of a few, the first of them left out."""
-    state, ids, times = after(runtime, past), np.full((1, 1), 7, dtype=np.int64), []
-    for _ in range(STEPS + 1):
+def step_time(runtime: ArrayRuntime, past: int, rows: int) -> float:
+    """Return the milliseconds of a step of some rows after `past` tokens, the median of those after the first."""
+    state, ids, times = after(runtime, past, rows), np.full((rows, 1), 7, dtype=np.int64), []
+    for _ in range(WARMING + STEPS):
         begin = time.perf_counter()
         _, state = runtime.step(ids, None, state)
         times.append(1000 * (time.perf_counter() - begin))
-    return median(times[1:])
+    return median(times[WARMING:])
 
 
 def prompt_time(runtime: ArrayRuntime, length: int) -> float:
@@ -100,7 +102,7 @@ def folder_of(work: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
-def measure(names: Sequence[str], work: Path, rounds: int, prompts: int) -> None:
+def measure(names: Sequence[str], work: Path, rounds: int, prompts: int, rows: int) -> None:
     """Print a row a model: milliseconds a step by past, the slope, the speed against `full`, and a prompt."""
     runtimes = {name: exported(name, work) for name in names}
     steps: dict[tuple[str, int], list[float]] = {(name, past): [] for name in names for past in PASTS}
@@ -108,10 +110,10 @@ def measure(names: Sequence[str], work: Path, rounds: int, prompts: int) -> None
     for number in range(rounds):
         for past in PASTS:
             for name in sorted(names, reverse=number % 2 == 0):
-                steps[name, past].append(step_time(runtimes[name], past))
+                steps[name, past].append(step_time(runtimes[name], past, rows))
         for name in names if number < prompts else ():
             reading[name].append(prompt_time(runtimes[name], PROMPT))
-    print(f"onnxruntime {ort.__version__}, {rounds} rounds; ms a step, median (10th to 90th percentile)")
+    print(f"onnxruntime {ort.__version__}, rows: {rows}, rounds: {rounds}; ms a step, median (10th to 90th percentile)")
     titles = ["model", *map(str, PASTS), "slope", f"full's at {SPEED_AT}", f"prompt of {PROMPT}, tokens/s"]
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for name in names:
@@ -136,10 +138,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep the exported folders here, and use those that are there")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--prompts", type=int, default=3, help="rounds in which a long prompt is read too")
+    parser.add_argument("--rows", type=int, default=1, help="rows that take each step together")
     parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS))
     given = parser.parse_args()
     with folder_of(given.work) as work:
-        measure(given.only, work, given.rounds, given.prompts)
+        measure(given.only, work, given.rounds, given.prompts, given.rows)
 
 
 if __name__ == "__main__":
