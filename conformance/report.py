@@ -17,7 +17,8 @@ class Outcome:
     """Hold what one check of a row found on one subject.
 
     `declared`: the row does not apply, `reason` says as what the component declares it. `figure` of `allowance`: the
-    measurement nearest to its allowance, None where every check is exact. `exact`: how many exact checks held.
+    measurement nearest to its allowance, None where every check is exact. `exact`: how many exact checks held. `ties`:
+    how many choices by content differed between what was compared, each a near tie.
     `smallest`: the smallest input that still fails the same way, as `batch 1, length 6, window 5`.
     """
 
@@ -33,6 +34,7 @@ class Outcome:
     figure: float | None = None
     allowance: float | None = None
     exact: int = 0
+    ties: int = 0
     seconds: float = 0.0
     smallest: str = ""
 
@@ -76,7 +78,9 @@ class Line:
             return "; ".join(dict.fromkeys(outcome.reason for outcome in self.outcomes))
         if self.worst is None:
             return f"{sum(outcome.exact for outcome in self.outcomes):,} exact"
-        return f"{number(self.worst.figure or 0.0)} of {self.worst.allowance:.2g}"
+        ties = sum(outcome.ties for outcome in self.outcomes)
+        beside = f", {ties:,} near ties" if ties else ""
+        return f"{number(self.worst.figure or 0.0)} of {self.worst.allowance:.2g}{beside}"
 
     @property
     def subjects(self) -> int:

@@ -82,7 +82,7 @@ class Item:
         worst = trial.worst
         found = functools.partial(
             make, measured=worst.what if worst else "", figure=worst.found if worst else None,
-            allowance=worst.allowed if worst else None, exact=trial.exact,
+            allowance=worst.allowed if worst else None, exact=trial.exact, ties=trial.ties,
         )  # fmt: skip
         if error is None:
             assert trial.exact or worst, f"{self.label}: a check that measures nothing proves nothing"

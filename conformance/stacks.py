@@ -155,11 +155,11 @@ def step(model: Stack, x: Tensor, state: State, **given: Any) -> tuple[Tensor, S
     return hidden, after
 
 
-def in_steps(model: Stack, x: Tensor, state: State, sizes: Sequence[int]) -> tuple[Tensor, State]:
+def in_steps(model: Stack, x: Tensor, state: State, sizes: Sequence[int], **given: Any) -> tuple[Tensor, State]:
     """Return the hidden states of x (B, T, C), fed in pieces of these sizes, and the state after them."""
     outputs = []
     for part in x.split(list(sizes), dim=1):
-        y, state = step(model, part, state)
+        y, state = step(model, part, state, **given)
         outputs.append(y)
     return torch.cat(outputs, dim=1), state
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..core.choice import Choices
 from ..core.embedding import Embedding
 from ..core.tokens import Tokens
 from .cases import D_MODEL, Case, site_of
@@ -75,8 +76,8 @@ class Subject:
         x = vectors(batch, length, width)
         return (x, vectors(batch, length + 4, width)) if self.cross else (x,)
 
-    def call(self, module: Any, *inputs: Tensor, reference: bool = False) -> Tensor:
-        """Compute the component's output."""
+    def call(self, module: Any, *inputs: Tensor, reference: bool = False, choices: Choices | None = None) -> Tensor:
+        """Compute the component's output; `choices` records what an attention chooses, or says what it does."""
         x = inputs[0]
         module = module[-1] if self.kind == "head" else module
         run: Callable[..., Any] = module.reference if reference else module
@@ -89,7 +90,7 @@ class Subject:
             return cast(Tensor, module.finish(run(**dict(zip(module.inputs(), inputs, strict=True)))))
         if self.kind in ("norm", "head"):
             return cast(Tensor, run(x))
-        here = across(*inputs) if self.cross else context(x, causal=self.causal)
+        here = across(*inputs) if self.cross else context(x, causal=self.causal, choices=choices)
         return cast(Tensor, run(x, here)[0])
 
     def fits(self, y: Tensor, *inputs: Tensor) -> bool:

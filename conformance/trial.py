@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..core.choice import Choices
+
 Drawn = TypeVar("Drawn")
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -58,7 +60,8 @@ class Trial:
 
     `rng` and torch's own generator are seeded by whoever runs the trial. `sizes`: the numbers that a row drew by name,
     and `least` how small each may be; `given` replaces what would be drawn. `worst`: the measurement nearest to its
-    allowance, or furthest beyond it. `exact`: how many exact checks held.
+    allowance, or furthest beyond it. `exact`: how many exact checks held. `ties`: how many choices by content differed
+    between what was compared, each a near tie.
     """
 
     def __init__(self, seed: int = 0, given: Mapping[str, int] | None = None) -> None:
@@ -67,6 +70,7 @@ class Trial:
         self.least: dict[str, int] = {}
         self.worst: Figure | None = None
         self.exact = 0
+        self.ties = 0
         self._given = given or {}
 
     def size(self, name: str, choices: Sequence[int], least: int = 1) -> int:
@@ -110,6 +114,22 @@ class Trial:
         """Check that tensors agree pairwise in fp64."""
         for one, other in zip(got, want, strict=True):
             self.close(one, other, what=what)
+
+    def alike(self, made: Choices, taken: Choices, dtype: torch.dtype = torch.float64) -> None:
+        """Check that what chose for itself loses little where what was made to take its choices would have chosen else.
+
+        Those are near ties, and are counted.
+        """
+        self.holds(len(made.chosen) == len(taken.chosen), "what is compared chooses another number of times")
+        for lost in taken.lost:
+            self.ties += int((lost > 0).sum())
+            most = float(lost.max()) if lost.numel() else 0.0
+            self.within(most, TOLERANCE[dtype], "what a choice loses that the other does not make", lost.shape)
+
+    def same_choices(self, got: Iterable[Tensor], want: Iterable[Tensor], what: str) -> None:
+        """Check that the same is chosen, in whatever order."""
+        for one, other in zip(got, want, strict=True):
+            self.equal(one.sort(-1).values, other.sort(-1).values, what)
 
     def equal(self, got: Tensor, want: Tensor, what: str) -> None:
         """Check that two tensors are bit-equal."""

@@ -74,14 +74,23 @@ _Headed = Headed  # under another name: a class below takes this one for its own
 
 
 class Attention(Component, ABC):
-    """Mix tokens: the kind of `Mechanism` and of `Mixer`."""
+    """Mix tokens: the kind of `Mechanism` and of `Mixer`.
+
+    `chooses`: what it looks at by content, not by positions alone, a few words: it calls `Context.choose` then, and
+    `visible` is what there is to choose from. Empty where positions say it all.
+    """
 
     kind: ClassVar[str] = "attention"
     declares: ClassVar[Declaration]
+    chooses: ClassVar[str] = ""
 
     @abstractmethod
     def visible(self, q: Tokens, k: Tokens) -> Tensor:
         """Return whose values reach whom, (B or 1, T, S) bool: the declared receptive field of one layer."""
+
+    def shown(self, q: Tokens, k: Tokens, chosen: Tensor) -> Tensor:
+        """Return whose values reach whom where `chosen` (B, T, ..., N) is chosen, (B or 1, T, S) bool."""
+        return self.visible(q, k)
 
     def growth(self) -> tuple[float, float]:
         """Return the exponents of time and memory against length, as declared; options may raise them."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .choice import Choices
 from .position import Positions, Served, Turns
 from .tokens import Tokens, join, visible
 
@@ -28,6 +29,7 @@ class Context:
     `slots`: the tokens of all slots of such a state, (B or 1, room), those of the new tokens among them; None too where
     the slots in use are known to be the columns so far, and all are real: these are `past` and the new tokens.
     `used`: how many slots are in use with the new tokens, where such a state is written in place: no more are read.
+    `choices`: records what attentions choose by content, or says what they choose, where someone asks.
     """
 
     tokens: Tokens
@@ -43,6 +45,7 @@ class Context:
     served: Served | None = None
     slots: Tokens | None = None
     used: int | None = None
+    choices: Choices | None = None
 
     @property
     def scored(self) -> bool:
@@ -136,6 +139,15 @@ class Context:
             return torch.cat([torch.ones_like(doc[:, :1], dtype=torch.bool), doc[:, 1:] != doc[:, :-1]], dim=1)
         first = (torch.arange(pos.shape[1], device=pos.device) == 0).unsqueeze(0)
         return first if self.seen is None else first & (self.seen == 0).unsqueeze(1)
+
+    def choose(self, best: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what an attention is to look at, by content: `best`, unless whoever compares paths says otherwise.
+
+        best (B, T, ..., N) int64: for each new token what has the highest scores, in any order; -1 stands for none.
+        `score` gives what such a tensor chooses its scores, (B, T, ..., N): it is asked where choices differ, by how
+        much. An attention that calls this says so in `chooses`, and calls it once a pass.
+        """
+        return best if self.choices is None else self.choices.settle(best, score, self.tokens.valid)
 
     def visible(self, k: Tokens) -> Tensor:
         """Return the model's own rule for the new tokens and keys at k: (B or 1, T, S) bool."""

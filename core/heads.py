@@ -134,6 +134,10 @@ class MultiHeadAttention(Sublayer):
         """Return the mechanism's receptive field."""
         return self.mechanism.visible(q, k)
 
+    def shown(self, q: Tokens, k: Tokens, chosen: Tensor) -> Tensor:
+        """Return the mechanism's receptive field, (B or 1, T, S), where `chosen` (B, T, ..., N) is chosen."""
+        return self.mechanism.shown(q, k, chosen)
+
     def growth(self) -> tuple[float, float]:
         """Return the mechanism's exponents of time and memory."""
         return self.mechanism.growth()

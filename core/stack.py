@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import InputError
 from .attention import is_exporting
 from .block import Block
+from .choice import Choices
 from .component import Component, Site
 from .context import Context
 from .embedding import Borrowed, Embedding
@@ -162,6 +163,7 @@ class Stack(nn.Module):
         memory_mask: Tensor | None = None,
         weights: list[Tensor] | None = None,
         permuted: Permuted | None = None,
+        choices: Choices | None = None,
     ) -> tuple[Tensor, State | None]:
         """Return hidden states (B, T, C) and the next state, or those of the tokens that `permuted` asks for.
 
@@ -188,8 +190,7 @@ class Stack(nn.Module):
         if marks:
             packed = marks if packing is None else {name: packing.pack(mark) for name, mark in marks.items()}
             tokens = own = replace(tokens, marks=packed)
-        if packing is not None:
-            x = packing.pack(x)
+        x = x if packing is None else packing.pack(x)
         if asked is not None:
             asked = asked if packing is None else packing.dest.gather(1, asked)
             tokens = with_asked(own, asked)
@@ -199,11 +200,10 @@ class Stack(nn.Module):
         context = Context(
             tokens, self.site.causal, past, None if state is None else state.seen,
             positions=self._positions, weights=weights, asked=0 if asked is None else asked.shape[1],
-            slots=slots, written=None if state is None or state.room is None else [], used=used,
+            slots=slots, written=None if state is None or state.room is None else [], used=used, choices=choices,
         )  # fmt: skip
         x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
-        if self.norm is not None:
-            x = self.norm(x)
+        x = x if self.norm is None else self.norm(x)
         if asked is not None:
             x = x[:, own.pos.shape[1] :]
         elif packing is not None:

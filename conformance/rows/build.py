@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.choice import Choices
 from ...core.initialise import initialise, materialise
 from ..cases import Case
 from ..companions import bases, serving
@@ -119,9 +120,13 @@ def autocast(subject: Subject, trial: Trial) -> None:
     module = subject.build(torch.float32)
     inputs = cast_all(subject.inputs(trial.size("batch", (3,)), trial.size("length", (37,))), torch.float32)
     wanted = floats(module, inputs)
-    want = subject.call(module, *inputs)
+    made = Choices()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got, slow = subject.call(module, *inputs), subject.call(module, *inputs, reference=True)
+        got = subject.call(module, *inputs, choices=made)
+        slow = subject.call(module, *inputs, reference=True, choices=Choices(made.chosen))
+    taken = Choices(made.chosen)
+    want = subject.call(module, *inputs, choices=taken)
+    trial.alike(made, taken, torch.bfloat16)
     trial.close(got, want, torch.bfloat16, "the result under autocast")
     found = (gradients(y, *wanted) for y in (got, slow, want))
     for one, other, exact in zip(*found, strict=True):

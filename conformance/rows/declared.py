@@ -8,12 +8,13 @@ from functools import partial
 import torch
 
 from ...core.attention import ABILITIES
+from ...core.choice import Choices
 from ...core.heads import MultiHeadAttention
 from ...core.tokens import Permuted, Tokens
 from ...errors import InputError, SpecError
 from ..cases import Case
 from ..companions import bases, composes, has_heads_for, hooked
-from ..places import able, base, everywhere
+from ..places import able, base, directed, everywhere
 from ..registered import row
 from ..specs import Draft, needs
 from ..stacks import across, position, run, scores, stack, sublayer, vectors
@@ -94,6 +95,26 @@ def abilities(subject: Subject, trial: Trial) -> None:
             trial.holds(ability in declares.lacks, f"{ability!r}, declared to be of no effect, fails")
         else:
             trial.holds(not does, f"it can {ABILITIES[ability]}: declare {ability!r}")
+
+
+@row(0, "what it chooses by content it says", kinds=("attention",), places=directed)
+@torch.no_grad()
+def choices(subject: Subject, trial: Trial) -> None:
+    module, inputs = subject.build(), subject.inputs(2, LENGTH)
+    expected = 1 if subject.case.cls.chooses else 0
+    for reference in (False, True):
+        made = Choices()
+        subject.call(module, *inputs, reference=reference, choices=made)
+        way = "the reference" if reference else "`forward`"
+        trial.holds(
+            len(made.chosen) == expected,
+            f"{way} calls `context.choose` {len(made.chosen)} times, and `chooses` is {subject.case.cls.chooses!r}",
+        )
+        for chosen in made.chosen:
+            trial.holds(
+                chosen.dtype == torch.int64 and chosen.shape[:2] == (2, LENGTH),
+                "what is chosen is not of (B, T, ..., N) int64", chosen.shape,
+            )  # fmt: skip
 
 
 @row(0, "specs compose, unless an ability is lacked", kinds=("attention",), places=base)

@@ -26,6 +26,8 @@ def _without(hook: str, cls: type) -> str:
 def _absolute(cls: type[Any]) -> str:
     if cls.kind == "position" and not cls.relative:
         return "relative: it declares that a shift changes what it does"
+    if cls.kind == "attention" and cls.chooses:
+        return f"chooses: {cls.chooses}, which may be counted from a document's start"
     return "visible: its field is anchored at a document's start" if cls.kind == "attention" else ""
 
 
@@ -39,6 +41,8 @@ SHIFTS = (3, 64, 101)
 def _moves_along(subject: Subject) -> bool:
     """Say whether a shift has to change nothing: a field that is anchored, as blocks are, says so by `visible`."""
     case, chosen = pair(subject)
+    if case.cls.chooses:  # from places that may be counted from a document's start
+        return False
     layer: Any = sublayer(case, causal=subject.causal)
     near = layer.visible(_tokens(0, 29), _tokens(0, 29))
     return bool(chosen.cls.relative) and all(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.choice import Choices
 from ...core.tokens import Tokens
 from ..cases import MAX_SEQ_LEN
 from ..places import everywhere, hooks, only
@@ -27,9 +28,13 @@ def as_good_as_the_reference(subject: Subject, trial: Trial) -> None:
     for dtype in HALVES:
         inputs = cast_all(cast_all(drawn, dtype), torch.float64)
         half = subject.build(dtype)
-        exact = subject.call(subject.build(dtype).double(), *inputs, reference=True)
-        fast = subject.call(half, *cast_all(inputs, dtype))
-        slow = subject.call(half, *cast_all(inputs, dtype), reference=True)
+        made = Choices()
+        fast = subject.call(half, *cast_all(inputs, dtype), choices=made)
+        # What is chosen is chosen for all three: errors tell of rounding where they look at the same.
+        taken = Choices(made.chosen)
+        exact = subject.call(subject.build(dtype).double(), *inputs, reference=True, choices=taken)
+        trial.alike(made, taken, dtype)
+        slow = subject.call(half, *cast_all(inputs, dtype), reference=True, choices=Choices(made.chosen))
         # Both round the result once: no error below that is the component's.
         allowed = 2 * max(_off(slow, exact), torch.finfo(dtype).eps / 4)
         trial.within(_off(fast, exact), allowed, f"the root mean square of the errors in {dtype}", fast.shape)

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import torch
 
+from ...core.choice import Choices
 from ...core.stack import Stack
 from ...core.state import MEMORY, PAST, Growth, State
 from ...errors import InputError
@@ -25,9 +26,16 @@ def chunks(subject: Subject, trial: Trial) -> None:
     length = trial.size("length", lengths(case)[1:], least=2)
     model = stack([case, case], positions=serving(case))
     x = vectors(batch, length)
-    want = run(model, x)
+    whole = Choices()
+    want = run(model, x, choices=whole)
     for size in (1, 3, 17, length - 1):
-        got, state = in_steps(model, x, model.empty_state(batch), pieces(length, size))
+        made = Choices()
+        got, state = in_steps(model, x, model.empty_state(batch), pieces(length, size), choices=made)
+        layers = len(whole.chosen)
+        trial.same_choices(
+            (torch.cat(made.chosen[layer::layers], dim=1) for layer in range(layers)), whole.chosen,
+            "what is chosen step by step, against all at once,",
+        )  # fmt: skip
         trial.close(got, want, what=f"chunks of {size if size != length - 1 else 'n - 1'}: the result")
         trial.holds(state.seen.tolist() == [length] * batch, "the state counts other tokens than it has seen")
         trial.holds(state.columns == length, "the state counts other columns than it was fed")

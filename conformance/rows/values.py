@@ -8,7 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ...core.choice import Choices
 from ...core.heads import MultiHeadAttention
+from ...core.stack import Stack
 from ...core.tokens import Tokens
 from ..cases import D_MODEL, NARROW, Case, cases_of, with_option
 from ..companions import bases, serving
@@ -40,7 +42,12 @@ def shape_dtype_and_device(subject: Subject, trial: Trial) -> None:
     want = subject.call(subject.build(), *inputs)
     trial.holds(subject.fits(want, *inputs), "the output has not the declared shape", want.shape)
     for dtype in TOLERANCE:
-        y = subject.call(subject.build(dtype), *cast_all(inputs, dtype))
+        made = Choices()
+        y = subject.call(subject.build(dtype), *cast_all(inputs, dtype), choices=made)
+        if made.chosen:
+            taken = Choices(made.chosen)
+            want = subject.call(subject.build(), *inputs, choices=taken)
+            trial.alike(made, taken, dtype)
         wide = torch.promote_types(dtype, torch.float32) if subject.hook == "score" else dtype  # scores are summed wide
         trial.holds(y.dtype in (dtype, wide), f"in {dtype} the output is {y.dtype}")
         trial.close(y, want, dtype, f"the output in {dtype}")
@@ -56,7 +63,11 @@ def the_reference(subject: Subject, trial: Trial) -> None:
     module = subject.build()
     inputs = subject.inputs(trial.size("batch", (3,)), trial.size("length", (7, 37, 71)))
     wanted = floats(module, inputs)
-    fast, slow = subject.call(module, *inputs), subject.call(module, *inputs, reference=True)
+    made = Choices()
+    fast = subject.call(module, *inputs, choices=made)
+    taken = Choices(made.chosen)
+    slow = subject.call(module, *inputs, reference=True, choices=taken)
+    trial.alike(made, taken)
     trial.close(fast, slow)
     trial.all_close(gradients(fast, *wanted), gradients(slow, *wanted))
 
@@ -74,6 +85,16 @@ def situations(batch: int, length: int) -> dict[str, dict[str, Tensor]]:
     }
 
 
+def _both(trial: Trial, model: Stack, slow: Stack, x: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
+    """Return what two stacks give, of which the second chooses as the first does."""
+    made = Choices()
+    got = run(model, x, choices=made, **given)
+    taken = Choices(made.chosen)
+    want = run(slow, x, choices=taken, **given)
+    trial.alike(made, taken)
+    return got, want
+
+
 @row(2, "values and gradients of the reference, in a stack", kinds=("attention",), places=directed)
 def the_reference_in_a_stack(subject: Subject, trial: Trial) -> None:
     case = subject.case
@@ -84,7 +105,7 @@ def the_reference_in_a_stack(subject: Subject, trial: Trial) -> None:
     for name, given in situations(batch, length).items():
         if "document_ids" in given and "documents" not in case.cls.declares.can:
             continue
-        got, want = run(model, x, **given), run(slow, x, **given)
+        got, want = _both(trial, model, slow, x, **given)
         trial.close(got, want, what=f"the result, {name},")
         found = gradients(got, x, *model.parameters())
         trial.all_close(found, gradients(want, x, *slow.parameters()), f"a gradient, {name},")
@@ -100,7 +121,7 @@ def the_reference_with_positions(subject: Subject, trial: Trial) -> None:
     for name, given in situations(batch, length).items():
         if "document_ids" in given and "documents" not in case.cls.declares.can:
             continue
-        got, want = run(model, x, **given), run(slow, x, **given)
+        got, want = _both(trial, model, slow, x, **given)
         trial.close(got, want, what=f"the result, {name},")
         trial.close(gradients(got, x)[0], gradients(want, x)[0], what=f"the gradient, {name},")
 
@@ -114,8 +135,11 @@ def the_reference_after_a_state(subject: Subject, trial: Trial) -> None:
     states = [model.empty_state(batch), slow.empty_state(batch)]
     for length in (trial.size("length", (23,)), 1, trial.choice((2, 41)), 3):
         x, mask = vectors(batch, length), (torch.rand(batch, length) < 0.8).long()
-        fast, states[0] = step(model, x, states[0], attention_mask=mask)
-        want, states[1] = step(slow, x, states[1], attention_mask=mask)
+        made = Choices()
+        fast, states[0] = step(model, x, states[0], attention_mask=mask, choices=made)
+        taken = Choices(made.chosen)
+        want, states[1] = step(slow, x, states[1], attention_mask=mask, choices=taken)
+        trial.alike(made, taken)
         trial.close(fast, want)
         for name, tensor in states[1].tensors.items():
             trial.close(states[0].tensors[name], tensor, what=f"the state's {name.rpartition('.')[2]}")
@@ -127,9 +151,11 @@ def gradcheck(subject: Subject, trial: Trial) -> None:
     batch, length = trial.size("batch", (2,)), trial.size("length", (17,))
     module, inputs = subject.build(d_model=width), subject.inputs(batch, length, width)
     wanted = [x for x in floats(module, inputs) if x.numel() > 0]
+    made = Choices()
+    subject.call(module, *inputs, choices=made)
 
     def compute(*_: Tensor) -> Tensor:
-        return subject.call(module, *inputs)
+        return subject.call(module, *inputs, choices=Choices(made.chosen))  # a choice jumps: its gradient is 0
 
     if any(x.requires_grad for x in wanted):
         right = torch.autograd.gradcheck(
@@ -268,4 +294,6 @@ def the_scale(subject: Subject, trial: Trial) -> None:
     q = torch.randn(batch, length, one.n_heads, one.head_dim, dtype=torch.float64)
     k, v = (torch.randn(batch, length, one.n_kv_heads, one.head_dim, dtype=torch.float64) for _ in range(2))
     here = context(vectors(batch, length), causal=subject.causal)
-    trial.close(two(q, k, v, here)[0], one(2 * q, k, v, here)[0], what="twice the scale, against twice the queries")
+    # Queries may also choose: twice as long they would look elsewhere.
+    q_too, k_too = (q, 2 * k) if case.cls.chooses else (2 * q, k)
+    trial.close(two(q, k, v, here)[0], one(q_too, k_too, v, here)[0], what="twice the scale, against twice as much")

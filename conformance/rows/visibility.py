@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...core.choice import Choices
 from ...core.context import Context
 from ...core.heads import MultiHeadAttention
 from ...core.tokens import ORDER, Permuted, Tokens
@@ -54,9 +56,13 @@ def later_tokens(subject: Subject, trial: Trial) -> None:
     t = trial.place(min(5, length - 1), length - 5)
     model = stack([case, case], positions=serving(case))
     x = vectors(trial.size("batch", (2,)), length)
-    want = run(model, x)[:, :t]
+    before = Choices()
+    want = run(model, x, choices=before)[:, :t]
     for suffix in (torch.randn_like(x[:, t:]), torch.full_like(x[:, t:], 1e4)):
-        got = run(model, torch.cat([x[:, :t], suffix], dim=1))[:, :t]
+        made = Choices()
+        got = run(model, torch.cat([x[:, :t], suffix], dim=1), choices=made)[:, :t]
+        first, second = ([each[:, :t] for each in found.chosen] for found in (made, before))
+        trial.same_choices(first, second, "what is chosen before changed tokens")
         trial.close(got, want, what="what comes before changed tokens")
 
 
@@ -75,12 +81,16 @@ def _tokens(situation: str, batch: int, length: int) -> Tokens:
     return Tokens(column.unsqueeze(0))
 
 
-def _reached(case: Case, causal: bool, tokens: Tokens, batch: int, length: int) -> Tensor:
-    """Return whose values have a gradient at whom, (B, T, T): through the values of a mechanism, or all of a mixer."""
+def _reached(case: Case, causal: bool, tokens: Tokens, batch: int, length: int) -> tuple[Tensor, list[Tensor]]:
+    """Return whose values have a gradient at whom, (B, T, T): through the values of a mechanism, or all of a mixer.
+
+    And what was chosen by content.
+    """
     # Wide heads: features that are 0 where x is negative would not meet in narrow ones.
     width = 120 if is_mechanism(case) else D_MODEL
     layer = sublayer(case, causal=causal, d_model=width)
-    here = Context(tokens, causal)
+    made = Choices()
+    here = Context(tokens, causal, choices=made)
     if isinstance(layer, MultiHeadAttention):
         q = torch.randn(batch, length, *layer.heads, dtype=torch.float64)
         k = torch.randn(batch, length, *layer.kv_heads, dtype=torch.float64)
@@ -91,7 +101,13 @@ def _reached(case: Case, causal: bool, tokens: Tokens, batch: int, length: int) 
         y = layer(x, here)[0]
     weight = torch.randn(y.shape[2:], dtype=torch.float64)
     rows = [torch.autograd.grad((y[:, t] * weight).sum(), x, retain_graph=True)[0] for t in range(length)]
-    return torch.stack([found.flatten(2).abs().amax(-1) > 0 for found in rows], dim=1)
+    return torch.stack([found.flatten(2).abs().amax(-1) > 0 for found in rows], dim=1), made.chosen
+
+
+def _field(layer: Any, tokens: Tokens, chosen: list[Tensor]) -> Tensor:
+    """Return the declared field, of an attention that chooses for what it chose."""
+    field: Tensor = layer.shown(tokens, tokens, chosen[0]) if chosen else layer.visible(tokens, tokens)
+    return field
 
 
 @row(6, "`visible` is the set of nonzero gradients", kinds=("attention",), places=directed)
@@ -103,11 +119,13 @@ def the_receptive_field(subject: Subject, trial: Trial) -> None:
         if needed and needed not in can:
             continue
         tokens = _tokens(situation, batch, length)
-        found = _reached(subject.case, subject.causal, tokens, batch, length)
-        declared = layer.visible(tokens, tokens).expand_as(found)  # type: ignore[operator]
+        found, chosen = _reached(subject.case, subject.causal, tokens, batch, length)
+        declared = _field(layer, tokens, chosen).expand_as(found)
         real = torch.ones(batch, length, 1, dtype=torch.bool) if tokens.valid is None else tokens.valid.unsqueeze(2)
         wrong = f"the field that is declared, {situation}, is not the one that has a gradient"
         trial.holds(torch.equal(found & real, declared & real), wrong, found.shape)
+        outside = declared & real & ~layer.visible(tokens, tokens)  # type: ignore[operator]
+        trial.holds(not outside.any(), "what is chosen is not among what `visible` gives to choose from")
 
 
 @row(7, "padding on any side, random or NaN", kinds=("attention",), places=directed)
@@ -219,7 +237,17 @@ def packed_documents(subject: Subject, trial: Trial) -> None:
         trial.close(gradients(y, x)[0], gradients(parts, x)[0], what="the gradient")
 
 
-@row(16, "without positions", kinds=("attention",), places=two_sided, excuse=unless_able("two_sided"))
+def _goes_by_positions(subject: Subject) -> bool:
+    return not subject.case.cls.chooses
+
+
+def _chooses(cls: type[Any]) -> str:
+    why = unless_able("two_sided")(cls)
+    return why or f"chooses: {cls.chooses}, of places or of tokens"
+
+
+@row(16, "without positions", kinds=("attention",), places=partial(only, _goes_by_positions, two_sided),
+     excuse=_chooses)  # fmt: skip
 def order_without_positions(subject: Subject, trial: Trial) -> None:
     case, length = subject.case, trial.size("length", (11, 23), least=3)
     layer = sublayer(case, causal=False)
