@@ -18,6 +18,7 @@ from .attention.latent import LatentAttention
 from .attention.linear import LinearAttention
 from .attention.linformer import LinformerAttention
 from .attention.local import LocalAttention
+from .attention.local_p import LocalPAttention
 from .attention.longformer import LongformerAttention
 from .attention.lstm import LstmAttention
 from .attention.performer import PerformerAttention

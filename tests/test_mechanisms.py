@@ -55,6 +55,28 @@ def test_dilated_sees_every_nth_token(window: int | None) -> None:
         torch.testing.assert_close(got[:, t], torch.einsum("bhs,bshd->bhd", weights, v[:, seen]))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_local_p_sees_a_window_about_the_centre_that_a_query_predicts(causal: bool) -> None:
+    length, width, window = random.randint(170, 260), random.randint(3, 8), random.randint(2, 9)
+    mechanism, context = made("local_p", length, causal=causal, n_heads=4, n_kv_heads=2, head_dim=width, window=window)
+    torch.nn.init.normal_(mechanism.outer)
+    q, k, v = drawn(length, 4, 2, 2, width=width)
+    got, _ = mechanism(q, k, v, context)
+    want, within = torch.zeros_like(q), window - 1
+    for b in range(2):
+        for t in range(length):
+            count = t + 1 if causal else length
+            for h in range(4):
+                logit = (torch.tanh(q[b, t, h] @ mechanism.inner[h]) @ mechanism.outer[h]).item()
+                centre = count / (1 + math.exp(-logit))
+                nearest = min(math.floor(centre + 0.5), count - 1)
+                near = range(max(nearest - within, 0), min(nearest + within, count - 1) + 1)
+                weights = (k[b, near, h // 2] @ q[b, t, h] / math.sqrt(width)).softmax(-1)
+                factor = [math.exp(-((s - centre) ** 2) / (2 * (within / 2) ** 2)) for s in near]
+                want[b, t, h] = (weights * torch.tensor(factor, dtype=torch.float64)) @ v[b, near, h // 2]
+    torch.testing.assert_close(got, want)
+
+
 @pytest.mark.parametrize("layer", [1, 3])
 def test_differential_takes_one_map_from_another(layer: int) -> None:
     length, width = random.randint(5, 30), random.randint(3, 8)

@@ -11,6 +11,7 @@ FILES = (
     "attention_values",
     "attention_state",
     "attention_declared",
+    "attention_choice",
     "position",
     "norm",
     "feedforward",
