@@ -65,6 +65,16 @@ FAMILIES: Mapping[str, Family] = {
         ),
         ("model.layer.attention.window=8", "model.layer.attention=full", "model.position.scaling=null"),
     ),
+    "qwen2": Family(
+        _maker(
+            "Qwen2ForCausalLM", **{name: value for name, value in LLAMA.items() if name != "head_dim"}
+            | {"num_hidden_layers": 3}, use_sliding_window=True, sliding_window=7, max_window_layers=1,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0,
+                             "original_max_position_embeddings": 16},
+        ),
+        ("model.layers.1.pattern.0.attention=full", "model.layer.attention.window=8", "model.position.scaling=null"),
+    ),
     "qwen3": Family(
         _maker(
             "Qwen3ForCausalLM", **LLAMA | {"num_hidden_layers": 3}, attention_bias=True, use_sliding_window=True,

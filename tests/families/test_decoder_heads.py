@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "Llama": (LLAMA, ALL),
     "Mistral": (LLAMA | {"sliding_window": 7}, ALL),
     "Mixtral": (LLAMA | {"intermediate_size": 52, "num_local_experts": 3, "num_experts_per_tok": 2}, ALL),
+    "Qwen2": (LLAMA | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}, ALL),
     "Qwen3": (LLAMA | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}, ALL),
     "Phi3": ({name: value for name, value in PHI.items() if name != "head_dim"}, (BASE, CLASSES, TOKENS)),
     "Gemma2": (LLAMA, (BASE, CLASSES, TOKENS)),

@@ -113,6 +113,24 @@ def test_the_pattern_of_windows_counts(tmp_path: Path) -> None:
     assert kinds[0] != kinds[1] == kinds[2]
 
 
+@pytest.mark.parametrize("model", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+@pytest.mark.parametrize("window", [7, None])
+def test_the_first_layer_with_a_window_counts(tmp_path: Path, model: str, window: int | None) -> None:
+    """As older files of Qwen say it, which list no layers."""
+    made(model, **LLAMA, num_hidden_layers=5).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["layer_types"]
+    kinds = []
+    for switched, first in ((True, 2), (True, 4), (True, 9), (False, 2)):
+        fields = {"use_sliding_window": switched, "sliding_window": window, "max_window_layers": first}
+        (tmp_path / "config.json").write_text(json.dumps(config | fields))
+        spec = transformers.AutoConfig.from_pretrained(tmp_path)
+        ours = [str(layer.attention.name) for layer in family_spec(tmp_path).model.stacks["decoder"].layers]
+        assert ours == [{"sliding_attention": "local", "full_attention": "full"}[kind] for kind in spec.layer_types]
+        kinds.append(ours.count("local"))
+    assert kinds == ([3, 1, 0, 0] if window else [0] * 4)
+
+
 @pytest.mark.parametrize("summary", ["cls_index", "first", "mean"])
 @pytest.mark.parametrize("model", ["GPT2", "OpenAIGPT"])
 def test_a_decoder_of_two_heads(tmp_path: Path, model: str, summary: str) -> None:
