@@ -83,6 +83,34 @@ def test_a_decoder(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     parity(sharpened(made(name, **options)), tmp_path)
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 300}
+LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 0.5, "high_freq_factor": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("LlamaForCausalLM", LLAMA | {"num_hidden_layers": 2}),
+        ("GPTNeoXForCausalLM", {"hidden_size": 40, "intermediate_size": 50, "num_hidden_layers": 2,
+                                "num_attention_heads": 4, "rotary_pct": 0.6}),
+        ("FalconForCausalLM", {"hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 6}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("rope", "needed"),
+    [
+        (YARN | {"mscale": 1.7, "mscale_all_dim": 0.4, "beta_fast": 4.0, "beta_slow": 0.2},
+         ("mscale=null", "mscale_all_dim=null", "fast=null", "slow=null")),
+        (YARN | {"attention_factor": 1.4}, ("magnitude=null",)),
+        (LLAMA3, ("slow=1.0", "fast=4.0")),
+    ],
+)  # fmt: skip
+def test_a_scaled_rotation(tmp_path: Path, name: str, options: Any, rope: Any, needed: tuple[str, ...]) -> None:
+    parity(sharpened(made(name, **options, rope_parameters=dict(rope))), tmp_path)  # the peer adds to what it is given
+    for option in needed:
+        assert changed_hidden(tmp_path, f"model.position.scaling.{option}") > 1e-4, option
+
+
 def test_gemma_3_that_sees_both_sides(tmp_path: Path) -> None:
     """As embeddings of texts are made: windows that are even numbers of tokens around each, half of them on a side."""
     options = {"num_hidden_layers": 5, "sliding_window": 8, "query_pre_attn_scalar": 1}

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from peers import TOLERANCE, apart, changed, parity, sharpened
-from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 from two_sided import drawn, masks
 
 import transom
@@ -108,6 +117,30 @@ def test_what_is_written_is_read_anew_where_it_crosses(tmp_path: Path, crossing:
     state = folder.step(ids[:, :16], None, folder.start(3))[1]
     with pytest.raises(InputError, match="at most 16 tokens"):
         folder.step(ids[:, 16:], None, state)
+
+
+def older(model: Any, config: Any, trained: int, width: int) -> Any:
+    """Return a small Falcon or GPT-NeoX, `width` wide, whose factors are for all three of its pairs."""
+    sizes = {"vocab_size": 83, "num_hidden_layers": 2, "max_position_embeddings": 96, "bos_token_id": 1}
+    rope: dict[str, Any] = {
+        "rope_type": "longrope", "rope_theta": 500.0, "short_factor": SHORT, "long_factor": LONG,
+        "original_max_position_embeddings": trained, "factor": 4.0,
+    }  # fmt: skip
+    if config is GPTNeoXConfig:
+        rope["partial_rotary_factor"], sizes["intermediate_size"] = 0.6, 50
+    heads = 4 if config is GPTNeoXConfig else 6
+    return sharpened(model(config(**sizes, hidden_size=width, num_attention_heads=heads, rope_parameters=rope)))
+
+
+@pytest.mark.parametrize("trained", [64, 6])
+@pytest.mark.parametrize(
+    ("model", "config", "width"), [(FalconForCausalLM, FalconConfig, 36), (GPTNeoXForCausalLM, GPTNeoXConfig, 40)]
+)
+def test_falcon_and_gpt_neox_too(tmp_path: Path, model: Any, config: Any, width: int, trained: int) -> None:
+    parity(older(model, config, trained, width), tmp_path)
+    which = "short" if trained == 64 else "long"
+    for option in (f"model.position.scaling.{which}=[1.0, 1.0, 1.0]", "model.position.scaling.magnitude=1.0"):
+        assert changed(tmp_path, drawn(83, 23, 1), option) > 1e-4, option
 
 
 @torch.no_grad()
