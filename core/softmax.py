@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import is_exporting
 from .context import Context
 from .linear import at_least_fp32
 
@@ -60,11 +62,13 @@ def softmax_attention(
 
     `causal` stands for the lower triangle where no mask is needed besides it (T = S): its kernel skips what lies above.
     """
+    if is_exporting() and cap is None:
+        return _as_operator(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias)
     k, v = k.transpose(1, 2), v.transpose(1, 2)
-    return _by_head(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias, cap=cap)
+    return by_head(q, k, v, scale=scale, causal=causal, mask=mask, bias=bias, cap=cap)
 
 
-def _by_head(
+def by_head(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -81,17 +85,7 @@ def _by_head(
         if causal:
             mask = torch.ones(q.shape[1], k.shape[2], dtype=torch.bool, device=q.device).tril().unsqueeze(0)
         return softmax_reference(q, k.transpose(1, 2), v.transpose(1, 2), mask, bias, scale, cap)[0]
-    empty: Tensor | None = None
-    if mask is not None:
-        # A row that sees nothing sees everything instead, and is then set to 0: no kernel is asked for 0 / 0.
-        empty = ~mask.any(-1, keepdim=True)
-        mask = (mask | empty).unsqueeze(1)
-    if bias is not None:
-        bias = bias.to(q.dtype)
-        if causal:
-            triangle = torch.ones(q.shape[1], k.shape[2], dtype=torch.bool, device=q.device).tril()
-            mask, causal = triangle, False
-        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+    mask, causal, empty = _added(q, k.shape[2], causal, mask, bias)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k,
@@ -102,6 +96,42 @@ def _by_head(
         enable_gqa=q.shape[2] != k.shape[1],
     ).transpose(1, 2)
     return out if empty is None else out.masked_fill(empty.unsqueeze(-1), 0.0)
+
+
+def _added(
+    q: Tensor, keys: int, causal: bool, mask: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor | None, bool, Tensor | None]:
+    """Return what a kernel takes for `keys` keys: a mask or what is added, whether causal; and which rows to empty."""
+    empty: Tensor | None = None
+    if mask is not None:
+        # A row that sees nothing sees everything instead, and is then set to 0: no kernel is asked for 0 / 0.
+        empty = ~mask.any(-1, keepdim=True)
+        mask = (mask | empty).unsqueeze(1)
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        if causal:
+            triangle = torch.ones(q.shape[1], keys, dtype=torch.bool, device=q.device).tril()
+            mask, causal = triangle, False
+        mask = bias if mask is None else bias.masked_fill(~mask, float("-inf"))
+    return mask, causal, empty
+
+
+def _as_operator(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool, mask: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Compute `softmax_attention` by one operator of a graph, which takes heads side by side: nothing is turned."""
+    mask, causal, empty = _added(q, k.shape[1], causal, mask, bias)
+    inputs = [q.flatten(2), k.flatten(2), v.flatten(2), *([] if mask is None else [mask])]
+    attrs: dict[str, Any] = {
+        "q_num_heads": q.shape[2],
+        "kv_num_heads": k.shape[2],
+        "scale": scale,
+        "is_causal": int(causal),
+    }
+    size = (*q.shape[:2], q.shape[2] * v.shape[3])
+    out = torch.onnx.ops.symbolic("Attention", inputs, attrs=attrs, dtype=v.dtype, shape=size)
+    mixed: Tensor = out.unflatten(2, (q.shape[2], v.shape[3]))
+    return mixed if empty is None else mixed.masked_fill(empty.unsqueeze(-1), 0.0)
 
 
 def softmax_in(context: Context, q: Tensor, k: Tensor, v: Tensor, *, scale: float, cap: float | None = None) -> Tensor:
@@ -126,8 +156,8 @@ def _in(context: Context, q: Tensor, k: Tensor, v: Tensor, *, scale: float, cap:
     plain = context.tokens.plain and context.slots is None and (context.past is None or context.past.plain)
     bias = context.score(context.tokens, None, q, k.transpose(1, 2)) if context.scored else None
     if plain and context.past is None:
-        return _by_head(q, k, v, scale=scale, causal=context.causal, bias=bias, cap=cap)
+        return by_head(q, k, v, scale=scale, causal=context.causal, bias=bias, cap=cap)
     if plain and q.shape[1] == 1:
-        return _by_head(q, k, v, scale=scale, bias=bias, cap=cap)
+        return by_head(q, k, v, scale=scale, bias=bias, cap=cap)
     mask = context.once("visible", lambda: context.visible(context.keys))
-    return _by_head(q, k, v, scale=scale, mask=mask, bias=bias, cap=cap)
+    return by_head(q, k, v, scale=scale, mask=mask, bias=bias, cap=cap)

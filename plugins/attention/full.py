@@ -13,7 +13,7 @@ from ...core.context import Context
 from ...core.grouped import grouped_query_attention
 from ...core.heads import HeadsConfig
 from ...core.projected import Projected
-from ...core.softmax import softmax_attention, softmax_in, softmax_reference
+from ...core.softmax import by_head, softmax_in, softmax_reference
 from ...core.state import MEMORY, PAST, Declared, Memories, Remembered
 
 
@@ -99,12 +99,11 @@ class FullAttention(Mechanism):
     def recall(self, q: Tensor, primed: Memories, context: Context) -> Tensor:
         """Attend to the memory's keys."""
         assert context.memory_tokens is not None
-        k, v = primed["k"].transpose(1, 2), primed["v"].transpose(1, 2)
-        keys = context.memory_tokens
+        k, v, keys = primed["k"], primed["v"], context.memory_tokens
         if context.weights is not None:
-            return self.reference(q, k, v, context)[0]
+            return self.reference(q, k.transpose(1, 2), v.transpose(1, 2), context)[0]
         mask = None if keys.valid is None else context.once("memory", lambda: self.visible(context.tokens, keys))
-        return softmax_attention(q, k, v, scale=self.scale, mask=mask, cap=self.config.soft_cap)
+        return by_head(q, k, v, scale=self.scale, mask=mask, cap=self.config.soft_cap)
 
     def growth(self) -> tuple[float, float]:
         """Return the exponents of time and memory: no fused kernel caps scores, so that all are formed."""
