@@ -111,6 +111,15 @@ def test_a_scaled_rotation(tmp_path: Path, name: str, options: Any, rope: Any, n
         assert changed_hidden(tmp_path, f"model.position.scaling.{option}") > 1e-4, option
 
 
+@pytest.mark.parametrize(("near", "far"), [(YARN, LLAMA3), (LLAMA3, YARN | {"mscale": 1.7, "mscale_all_dim": 0.4})])
+def test_both_rotations_of_gemma_3(tmp_path: Path, near: Any, far: Any) -> None:
+    options = {"num_hidden_layers": 5, "sliding_window": 7, "query_pre_attn_scalar": 1, "layer_types": GEMMA_LAYERS}
+    ropes = {"sliding_attention": dict(near), "full_attention": dict(far)}
+    parity(sharpened(made("Gemma3ForCausalLM", **LLAMA, **options, rope_parameters=ropes)), tmp_path)
+    for option in ("model.position.scaling=null", "model.layer.position.scaling=null"):
+        assert changed_hidden(tmp_path, option) > 1e-4, option
+
+
 def test_gemma_3_that_sees_both_sides(tmp_path: Path) -> None:
     """As embeddings of texts are made: windows that are even numbers of tokens around each, half of them on a side."""
     options = {"num_hidden_layers": 5, "sliding_window": 8, "query_pre_attn_scalar": 1}

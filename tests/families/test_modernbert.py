@@ -55,6 +55,30 @@ def test_modernbert(tmp_path: Path, more: dict[str, Any]) -> None:
     encoder_parity(sharpened(ModernBertForMaskedLM(config(**more))), tmp_path, INPUTS, {"words": "logits"})
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 30.0, "factor": 4.0, "original_max_position_embeddings": 300,
+        "beta_fast": 4.0, "mscale": 1.7, "mscale_all_dim": 0.4}  # fmt: skip
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 300,
+          "low_freq_factor": 0.5, "high_freq_factor": 3.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "needed"),
+    [
+        (YARN, LLAMA3, ("position.scaling.mscale=null", "layer.position.scaling.slow=1.0")),
+        (LLAMA3, YARN, ("position.scaling=null", "layer.position.scaling=null")),
+        ({"rope_type": "linear", "rope_theta": 30.0, "factor": 2.0}, YARN | {"attention_factor": 1.4},
+         ("position.scaling.factor=3.0", "layer.position.scaling.magnitude=1.0")),
+    ],
+)  # fmt: skip
+def test_scaled_rotations(tmp_path: Path, near: Any, far: Any, needed: tuple[str, ...]) -> None:
+    ropes = {"sliding_attention": dict(near), "full_attention": dict(far)}
+    encoder_parity(
+        sharpened(ModernBertForMaskedLM(config(rope_parameters=ropes))), tmp_path, INPUTS, {"words": "logits"}
+    )
+    found = broken_by(tmp_path, INPUTS, *(f"model.{option}" for option in needed))
+    assert min(found.values()) > 1e-4, found
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("more", [{}, BIASED])
 def test_classes(tmp_path: Path, pooling: str, more: dict[str, Any]) -> None:
