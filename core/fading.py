@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from . import fla
+from . import fla, stretched
 from .attention import Headed, Mixer, is_exporting
 from .component import Site
 from .context import Context
@@ -40,6 +40,8 @@ def fastest(x: Tensor, context: Context, *, by_entry: bool = False) -> Sums:
         return token_by_token
     if by_entry:
         return in_chunks_by_entry
+    if stretched.takes(x) and doc is None:
+        return in_stretches
     return partial(by_kernel, half=computed_in(x)) if fla.takes(x, doc) else in_chunks
 
 
@@ -78,6 +80,14 @@ def by_operator(
     """Compute `token_by_token` of one document a row by one operator of a graph that is being exported."""
     assert doc is None
     return linear_attention(q, k, v, first, log_decay=log_decay)
+
+
+def in_stretches(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, first: Tensor, doc: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute `in_chunks` of one document a row on CPU, and its gradients, in what the processor's caches hold."""
+    assert doc is None
+    return stretched.fading_sums(q, k, v, log_decay, first, partial(in_chunks, doc=None))
 
 
 def in_chunks(

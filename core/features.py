@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import fla
+from . import fla, stretched
 from .attention import Mechanism, is_exporting
 from .context import Context
 from .decay import size_of_chunks
@@ -68,9 +68,9 @@ class FeatureAttention(Mechanism, ABC):
         elif turned_q is phi_q and not is_exporting():
             # Nothing is turned: the normaliser is one more column of the values, and scores are formed once.
             before = None if kv is None or k_sum is None else torch.cat([kv, k_sum], dim=-1)
-            both, sums = causal_sums(phi_q, phi_k, F.pad(wide_v, (0, 1), value=1.0), before, doc)
+            y, sums = weighed_sums(phi_q, phi_k, wide_v, before, doc)
             after = None if state is None else {"kv": sums[..., :-1], "k": sums[..., -1]}
-            return _divide(both[..., :-1], both[..., -1:]).to(v.dtype), after
+            return y.to(v.dtype), after
         else:
             top, kv = causal_sums(turned_q, turned_k, wide_v, kv, doc)
         bottom, k_sum = causal_sums(phi_q, phi_k, torch.ones_like(wide_v[..., :1]), k_sum, doc)
@@ -202,12 +202,55 @@ def whole_sums(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("btkgd,bkde->btkge", grouped, torch.einsum("bskd,bske->bkde", k, v)).flatten(2, 3)
 
 
+def weighed_sums(q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, doc: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return what `causal_sums` gives of v with a column of ones, the sums of v divided by that column's."""
+    if doc is None and stretched.takes(q):
+        q, k = at_least_fp32(q), at_least_fp32(k)  # autocast may have made them less
+        first = _first(q, k, v.shape[-1] + 1, before)
+        y, last = stretched.weighed_sums(q, k, v, first, _weighed_in_chunks)
+        return y, last[:, :: q.shape[2] // k.shape[2]]
+    return _weighed(*causal_sums(q, k, F.pad(v, (0, 1), value=1.0), before, doc))
+
+
 def causal_sums(q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, doc: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return sum_{s <= t} (q_t . k_s) v_s for each t, (B, T, H, E), and sum_s k_s v_s (B, K, D, E) over all s.
 
     q (B, T, H, D); k (B, T, K, D); v (B, T, K, E). `before` (B, K, D, E) is added to every sum; `doc` (B, T) keeps
-    documents apart. Within chunks scores are formed, across chunks the (D, E) sums are carried.
+    documents apart. On CPU one document a row goes by stretches.
     """
+    if doc is None and v.shape[-1] > 1 and stretched.takes(q):
+        q, k = at_least_fp32(q), at_least_fp32(k)
+        y, last = stretched.fading_sums(q, k, v, None, _first(q, k, v.shape[-1], before), _lasting_in_chunks)
+        return y, last[:, :: q.shape[2] // k.shape[2]]
+    return in_chunks(q, k, v, before, doc)
+
+
+def _first(q: Tensor, k: Tensor, width: int, before: Tensor | None) -> Tensor:
+    """Return what each head of q is handed, (B, H, D, width), of `before` (B, K, D, width), or nothing."""
+    heads = q.shape[2]
+    if before is None:
+        return q.new_zeros(q.shape[0], heads, q.shape[3], width)
+    return before.repeat_interleave(heads // k.shape[2], dim=1)
+
+
+def _lasting_in_chunks(q: Tensor, k: Tensor, v: Tensor, _: None, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `stretched.fading_sums` of what never fades."""
+    groups = q.shape[2] // k.shape[2]
+    return in_chunks(q, k.repeat_interleave(groups, dim=2), v.repeat_interleave(groups, dim=2), first, None)
+
+
+def _weighed_in_chunks(q: Tensor, k: Tensor, v: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `stretched.weighed_sums`."""
+    return _weighed(*_lasting_in_chunks(q, k, F.pad(v, (0, 1), value=1.0), None, first))
+
+
+def _weighed(both: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what was summed, (..., E + 1), divided by its last column, and the sums."""
+    return _divide(both[..., :-1], both[..., -1:]), sums
+
+
+def in_chunks(q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, doc: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Compute `causal_sums`: within chunks scores are formed, across chunks the (D, E) sums are carried."""
     length = q.shape[1]
     size = size_of_chunks(CHUNK, length) if is_exporting() else max(1, min(CHUNK, length))
     chunks = (length + size - 1) // size

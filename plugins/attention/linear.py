@@ -20,7 +20,7 @@ def _elu_plus_1(x: Tensor) -> Tensor:
     if torch.compiler.is_dynamo_compiling():  # which mistakes the strides of elu's own gradient
         above = F.relu(x)
         return (x - above).exp() + above
-    return F.elu(x) + 1
+    return F.elu(x).add_(1)  # its gradient asks for x alone
 
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
