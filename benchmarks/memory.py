@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from transom.core.objective import Prepared
-from transom.core.stack import Stack
 from transom.registry.compose import compose
 from transom.registry.estimate import longest_batch
 from transom.registry.settings import TrainSettings
@@ -27,6 +26,7 @@ from transom.registry.show import describe
 from transom.registry.spec import Spec, load_spec, parse_spec
 from transom.training.precision import Precision
 from transom.training.processes import World
+from transom.training.setup import checkpointed
 from transom.training.step import Step
 from transom.training.update import Updater
 
@@ -69,10 +69,9 @@ def train(spec: Spec, steps: int) -> None:
     """Train the model of a spec on a made-up batch."""
     model = compose(spec)
     objective, part = longest_batch(spec, model)
-    for stack in model.children():
-        if isinstance(stack, Stack):
-            stack.checkpoint_activations = spec.train.checkpoint_activations
     here = World(torch.device("cpu"))
+    for name, count in checkpointed(spec, here.size).items():
+        getattr(model, name).checkpointed = count
     batches = Fixed(spec.train, part, here)
     updater = Updater(Step(model, objective).train(), batches, Precision(spec.train.precision, here.device))  # type: ignore[arg-type]
     for step in range(1, steps + 1):

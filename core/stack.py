@@ -51,7 +51,7 @@ class Stack(nn.Module):
         self.edges = sorted({edge for position in self.all_positions for edge in position.edges()})
         self.layers = nn.ModuleList(blocks)
         self.norm = norm
-        self.checkpoint_activations = False
+        self.checkpointed = 0  # layers, the first ones, whose activations are computed twice to save memory
         parts: list[Component] = [
             *self.all_positions,
             *(part for block in blocks for part in block.sublayers().values()),
@@ -229,7 +229,7 @@ class Stack(nn.Module):
                 own = context.at(block.own_positions)
                 here = contexts | {"attention": own, "feedforward": own}
             if state is None:
-                if self.checkpoint_activations and torch.is_grad_enabled():
+                if place < self.checkpointed and torch.is_grad_enabled():
                     x, _ = checkpoint(block, x, here, use_reentrant=False)
                 else:
                     x, _ = block(x, here)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import cast
 
@@ -28,12 +29,16 @@ LOW = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Hold what a step costs: FLOPs and peak bytes, of which `held` are weights, gradients and AdamW's moments."""
+    """Hold what a step costs: FLOPs and peak bytes, of which `held` are weights, gradients and AdamW's moments.
+
+    `checkpointed`: by stack, how many layers, the first ones, compute their activations twice.
+    """
 
     rows: int
     flops: int
     peak: int
     held: int
+    checkpointed: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +133,31 @@ class _Whole:
     def training(self, notes: list[str]) -> Training:
         """Return what a training step costs; note what makes it cost more than it might.
 
+        With `memory_gb` as few layers compute their activations twice as that takes: what lies between none and all
+        follows from both by a straight line, which is a layer's activations too high at the most.
+
         Raises:
             TransomError: the model can't read what the data gives.
         """
+        settings = self.spec.train
+        if settings.memory_gb is None:
+            return self._step(settings.checkpoint_activations, notes)
+        most, plain = settings.memory_gb * 1e9, self._step(False, notes)
+        if plain.peak <= most:
+            return plain
+        spared = self._step(True, [])
+        share = min((plain.peak - most) / max(plain.peak - spared.peak, 1), 1.0)
+        layers = {name: math.ceil(share * count) for name, count in spared.checkpointed.items()}
+        share = min(layers[name] / count for name, count in spared.checkpointed.items())
+        return replace(
+            plain,
+            flops=plain.flops + round(share * (spared.flops - plain.flops)),
+            peak=plain.peak + round(share * (spared.peak - plain.peak)),
+            checkpointed=layers,
+        )
+
+    def _step(self, twice: bool, notes: list[str]) -> Training:
+        """Return what a training step costs where all layers compute their activations twice, or none."""
         settings = self.spec.train
         objective, prepared = longest_batch(self.spec, self.model)
         mask = None if prepared.mask is None else prepared.mask.to("meta")
@@ -138,8 +165,9 @@ class _Whole:
         self._freeze()
         if not any(p.requires_grad for p in self.model.parameters()):
             raise SpecError("every parameter is frozen")
+        layers = {name: len(places) if twice else 0 for name, places in self.layers.items()}
         for name in self.layers:
-            self.stack(name).checkpoint_activations = settings.checkpoint_activations
+            self.stack(name).checkpointed = layers[name]
         segments: list[Segment] = []
         # Where a step has several micro batches, all but the first find gradients to add to.
         for _ in range(min(settings.accumulate, 2)):
@@ -162,6 +190,7 @@ class _Whole:
             flops=flops * settings.accumulate,
             peak=max(before + batch + peak, held),
             held=held,
+            checkpointed=layers,
         )
 
     def _freeze(self) -> None:

@@ -25,7 +25,8 @@ def amounts(spec: Spec, found: Estimate) -> list[str]:
     if found.training is not None:
         train, settings = found.training, spec.train
         micro = f"{settings.accumulate} x " if settings.accumulate > 1 else ""
-        rest = "activations computed twice" if settings.checkpoint_activations else "activations"
+        twice, layers = sum(train.checkpointed.values()), sum(len(stack.layers) for stack in spec.model.stacks.values())
+        rest = f"activations, of {twice} layers of {layers} computed twice" if twice else "activations"
         held = f"{size(train.held)} weights, gradients and moments; the rest {rest}"
         rows += [
             ("training step", f"{scaled(train.flops)}FLOPs, {micro}{train.rows} rows of {found.tokens:,}"),

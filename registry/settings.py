@@ -28,16 +28,17 @@ LEVELS = (0, 1, 4)
 class TrainSettings:
     """Say how a model is trained.
 
-    `steps`: optimizer steps. `batch_size`: rows in one micro batch. `accumulate`: micro batches in one step.
-    `lr`: peak learning rate. `warmup`: steps of linear rise up to it. `schedule`: how it falls afterwards.
-    `min_lr_ratio`: the part of `lr` that cosine and linear end at. `weight_decay`, `betas`, `eps`: AdamW's.
-    `grad_clip`: largest gradient norm, 0 for no limit. `precision`: of the forward and backward pass.
-    `compile`: whether torch.compile is used. `checkpoint_activations`: whether activations are computed twice to save
-    memory. `seed`: of weights, batches and dropout. `eval_every`, `checkpoint_every`, `log_every`: in steps, 0 for
-    never. `keep_checkpoints`: how many of the newest stay. `early_stop`: evaluations without improvement that end the
-    run, 0 for none. `init`: a run folder whose weights are the start. `freeze`: glob patterns of parameter names that
-    stay as they are. `threads`: CPU threads, null for PyTorch's choice. `device`: where to train. `tensorboard`:
-    whether figures are written for TensorBoard too.
+    `steps`: optimizer steps. `batch_size`: rows in one micro batch. `accumulate`: micro batches in one step. `lr`: peak
+    learning rate. `warmup`: steps of linear rise up to it. `schedule`: how it falls afterwards. `min_lr_ratio`: the
+    part of `lr` that cosine and linear end at. `weight_decay`, `betas`, `eps`: AdamW's. `grad_clip`: largest gradient
+    norm, 0 for no limit. `precision`: of the forward and backward pass. `compile`: whether torch.compile is used.
+    `checkpoint_activations`: whether activations are computed twice to save memory. `memory_gb`: what a step may hold
+    at most, in GB of 10^9 bytes; the first layers compute activations twice, as many as that takes. `seed`: of weights,
+    batches and dropout. `eval_every`, `checkpoint_every`, `log_every`: in steps, 0 for never. `keep_checkpoints`: how
+    many of the newest stay. `early_stop`: evaluations without improvement that end the run, 0 for none. `init`: a run
+    folder whose weights are the start. `freeze`: glob patterns of parameter names that stay as they are. `threads`: CPU
+    threads, null for PyTorch's choice. `device`: where to train. `tensorboard`: whether figures are written for
+    TensorBoard too.
     """
 
     steps: int = 1000
@@ -54,6 +55,7 @@ class TrainSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     checkpoint_activations: bool = False
+    memory_gb: float | None = None
     seed: int = 0
     eval_every: int = 200
     checkpoint_every: int = 200
@@ -78,6 +80,9 @@ class TrainSettings:
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         _require(0 <= self.min_lr_ratio <= 1, "min_lr_ratio", "from 0 to 1", self.min_lr_ratio)
         _require(all(0 <= beta < 1 for beta in self.betas), "betas", "from 0 to below 1", self.betas)
+        _require(self.memory_gb is None or self.memory_gb > 0, "memory_gb", "above 0", self.memory_gb)
+        if self.memory_gb is not None and self.checkpoint_activations:
+            raise ValueError("memory_gb: chooses the layers itself; leave checkpoint_activations out")
         _require(not self.early_stop or self.eval_every > 0, "early_stop", "0 where eval_every is 0", self.early_stop)
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from transom.core.objective import Objective, Prepared
-from transom.core.stack import Stack
 from transom.core.topology import Topology
 from transom.errors import SpecError
 from transom.registry.compose import compose
@@ -22,6 +21,7 @@ from transom.registry.shapes import rule_of
 from transom.registry.show import Branch, describe
 from transom.registry.spec import Spec, load_spec, parse_spec
 from transom.registry.units import scaled
+from transom.training.setup import checkpointed
 
 ATTENTIONS = {
     "full": "{kind: full, n_heads: 4, n_kv_heads: 2}",
@@ -67,9 +67,8 @@ def lines(branch: Branch) -> list[str]:
 
 def step(model: Topology, objective: Objective, prepared: Prepared) -> Meter:
     """Return what is read off one forward and backward pass of a whole model on CPU."""
-    for stack in model.children():
-        if isinstance(stack, Stack):
-            stack.checkpoint_activations = model.spec.train.checkpoint_activations
+    for name, count in checkpointed(model.spec, 1).items():
+        getattr(model, name).checkpointed = count
     with Meter() as meter:
         hidden = model(**prepared.inputs, logits=False).hidden
         loss = objective.loss(hidden, model.head, prepared).total * 1.0
@@ -100,6 +99,40 @@ def test_figures_are_those_of_the_whole_model_on_a_cpu(spec: Spec) -> None:
     assert found.training.flops == meter.flops
     assert found.training.held == found.weights + 12 * size
     assert found.training.peak == pytest.approx(found.training.held - 4 * size + meter.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("rows", [31, 8])
+def test_as_few_layers_as_it_takes_compute_their_activations_twice(share: float, rows: int) -> None:
+    """What a step holds is measured: within what was asked, and with a layer less it would not be by the estimate."""
+
+    def spec(**train: object) -> Spec:
+        given = [f"train.{name}={value}" for name, value in {"batch_size": rows, **train}.items()]
+        return tiny("full", "model.layers=[{repeat: 24}]", "data.seq_len=29", *given)
+
+    plain, all_twice = (describe(spec(checkpoint_activations=twice)).estimate.training for twice in ("false", "true"))
+    assert plain is not None
+    assert all_twice is not None
+    most = all_twice.peak + share * (plain.peak - all_twice.peak)
+    asked = spec(memory_gb=most / 1e9)
+    found = describe(asked).estimate
+    assert found.training is not None
+    count = found.training.checkpointed["decoder"]
+    assert count == -(-24 * (1 - share) // 1)
+    assert plain.flops < found.training.flops < all_twice.flops
+    model = compose(asked)
+    meter = step(model, *longest_batch(asked, model))
+    assert model.decoder.checkpointed == count
+    held = found.training.held - 4 * found.parameters + meter.peak
+    assert held <= found.training.peak <= most
+    other = compose(spec())
+    other.load_state_dict(model.state_dict())
+    step(other, *longest_batch(spec(), other))
+    for mine, wanted in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, wanted.grad, rtol=1e-5, atol=1e-7)
+    assert found.training.peak == pytest.approx(held, rel=0.1)
+    assert any(f"activations, of {count} layers of 24 computed twice" in line for line in describe(asked).notes)
+    assert describe(spec(memory_gb=1.01 * plain.peak / 1e9)).estimate.training == plain
 
 
 def test_flops_of_a_decoder_are_those_of_its_products() -> None:

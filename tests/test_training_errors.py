@@ -65,6 +65,7 @@ def decoder(text: Path, *overrides: str, **train: Any) -> Spec:
             SpecError,
             "train.freeze: 'decoder.layer.*' matches no parameter; near it",
         ),
+        (["train.memory_gb=1e-5"], SpecError, "train.memory_gb: a step holds"),
         (["train.freeze=['*']"], SpecError, "train.freeze: leaves nothing to learn"),
         (["train.batch_size=5000"], DataError, "train.batch_size: 5000"),
         (["data.seq_len=22"], SpecError, "data.seq_len: 22 is more than the model's max_seq_len: 21"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..core.objective import Objective
 from ..core.stack import Stack
 from ..core.topology import Topology
 from ..data import Dataset, Tokenizer, prepare
+from ..registry import units
 from ..registry.compose import build_data, build_objective, outline
 from ..registry.estimate import estimate
 from ..registry.limits import check_activations, check_batch, check_memory
@@ -48,12 +50,33 @@ def check_settings(spec: Spec, world: World) -> None:
     if problems:
         raise BrokenSpec(problems)
     check_batch(spec)
-    own = replace(spec, train=replace(settings, batch_size=settings.batch_size // world.size))
+    own = _share(spec, world.size)
     check_activations(own, world.device)
     cost = estimate(own, outline(own)).training
     if cost is not None:
+        if settings.memory_gb is not None and cost.peak > settings.memory_gb * 1e9:
+            message = (
+                f"a step holds {units.size(cost.peak)}, though the activations of all layers are computed twice: "
+                "batch_size makes it smaller, and accumulate makes up for that"
+            )
+            raise BrokenSpec([spec.problem("train.memory_gb", message)])
         check_memory(spec, "model", cost.held, "the model with its gradients and moments", world.device)
         check_memory(spec, "train.batch_size", cost.peak, "a training step", world.device)
+
+
+def checkpointed(spec: Spec, processes: int) -> Mapping[str, int]:
+    """Return by stack how many layers, the first ones, compute their activations twice in each of the processes."""
+    if spec.train.memory_gb is None:
+        twice = spec.train.checkpoint_activations
+        return {name: len(stack.layers) if twice else 0 for name, stack in spec.model.stacks.items()}
+    own = _share(spec, processes)
+    cost = estimate(own, outline(own)).training
+    return {} if cost is None else cost.checkpointed
+
+
+def _share(spec: Spec, processes: int) -> Spec:
+    """Return a spec of the rows that one process takes."""
+    return replace(spec, train=replace(spec.train, batch_size=spec.train.batch_size // processes))
 
 
 def initialise_from(model: Topology, folder: str) -> tuple[Initialised, Tokenizer | None]:

@@ -19,6 +19,7 @@ from .metrics import Record
 from .optimizer import optimizer_tensors, restore_optimizer
 from .precision import Precision
 from .run import CHECKPOINTS
+from .setup import checkpointed
 from .step import Step
 from .update import Updater
 
@@ -36,9 +37,10 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, self.settings.keep_checkpoints)
         self.progress = Progress() if newest is None else newest.progress
         self.model = step.model
-        for part in self.model.modules():
-            if isinstance(part, Stack):
-                part.checkpoint_activations = self.settings.checkpoint_activations
+        for name, count in checkpointed(spec, batches.world.size).items():
+            stack = getattr(self.model, name)
+            assert isinstance(stack, Stack)
+            stack.checkpointed = count
         if newest is not None:
             fill(self.model, newest.model, self.checkpoints.path(self.progress.step))
         self.step = step.to(batches.world.device).train()

@@ -98,9 +98,9 @@ def checkpointing(subject: Subject, trial: Trial) -> None:
     mask[1:2, 3:9] = 0
     for options in ({}, {"attention_mask": mask}):
         want = gradients(run(model, x, **options), x, *model.parameters())
-        model.checkpoint_activations = True
+        model.checkpointed = 2
         found = gradients(run(model, x, **options), x, *model.parameters())
-        model.checkpoint_activations = False
+        model.checkpointed = 0
         trial.all_close(found, want, "a gradient through checkpoints")
 
 
@@ -111,7 +111,7 @@ def checkpointing_with_positions(subject: Subject, trial: Trial) -> None:
     model = stack(parts, positions=[chosen], causal=subject.causal)
     x = vectors(trial.size("batch", (2,)), trial.size("length", (23,))).requires_grad_()
     want = gradients(run(model, x), x, *model.parameters())
-    model.checkpoint_activations = True
+    model.checkpointed = 2
     trial.all_close(gradients(run(model, x), x, *model.parameters()), want, "a gradient through checkpoints")
 
 
