@@ -21,6 +21,7 @@ from .attention.local import LocalAttention
 from .attention.local_p import LocalPAttention
 from .attention.longformer import LongformerAttention
 from .attention.lstm import LstmAttention
+from .attention.native_sparse import NativeSparseAttention
 from .attention.performer import PerformerAttention
 from .attention.retention import RetentionAttention
 from .attention.rg_lru import RgLruAttention

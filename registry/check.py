@@ -96,18 +96,14 @@ def _projects(spec: Spec, path: str, attention: Part, position: Part) -> Iterato
     cls: type[Attention] = attention.cls
     if issubclass(cls, Mechanism) or "score" not in cls.declares.can:
         return
+    head = f"attention '{attention.name}' does not compose with position '{position.name}', because {position.name}"
     if position.cls.by_content:
         yield spec.problem(
-            path,
-            f"attention '{attention.name}' does not compose with position '{position.name}': {position.name} scores "
-            f"the queries and keys of heads, and {attention.name}, a mixer, has none of these",
+            path, f"{head} scores the queries and keys of heads, and {attention.name}, a mixer, has none of these"
         )
     if position.cls.projects:
-        yield spec.problem(
-            path,
-            f"attention '{attention.name}' does not compose with position '{position.name}': {position.name} scores "
-            f"by an attention's projections to queries and keys, and {attention.name}, a mixer, has none of these",
-        )
+        of = "scores by an attention's projections to queries and keys"
+        yield spec.problem(path, f"{head} {of}, and {attention.name}, a mixer, has none of these")
 
 
 def asked_heads(spec: Spec) -> Mapping[str, type[Objective]]:

@@ -77,6 +77,52 @@ def test_local_p_sees_a_window_about_the_centre_that_a_query_predicts(causal: bo
     torch.testing.assert_close(got, want)
 
 
+def test_native_sparse_adds_what_is_compressed_chosen_and_near() -> None:
+    length, width, window, block, chosen, near, span, stride = random.randint(70, 110), 4, 7, 6, 4, 2, 5, 3
+    cls = default().get("attention", "native_sparse")
+    config = cls.Config(
+        n_heads=4, n_kv_heads=2, window=window, block=block, chosen=chosen, near=near, span=span, stride=stride
+    )
+    layer = cls(config, Site(d_model=4 * width, max_seq_len=length)).double().requires_grad_(False)
+    x = torch.randn(2, length, 4 * width, dtype=torch.float64)
+    got, _ = layer(x, Context(Tokens(torch.arange(length).unsqueeze(0)), causal=True))
+    q, kv = layer.up(x).unflatten(-1, (16, width)).split((4, 12), 2)
+    gates = layer.gate(x).sigmoid().unflatten(-1, (3, 4))
+    y = torch.zeros_like(q)
+    for b, group in ((b, g) for b in range(2) for g in range(2)):
+        (ck, cv), (sk, sv), (wk, wv) = kv[b].unflatten(1, (3, 2, 2))[:, :, :, group].permute(1, 2, 0, 3)
+        firsts = range(0, length - span + 1, stride)
+        packed = [
+            torch.stack([
+                torch.nn.functional.silu((each[i : i + span] + layer.places[n]).flatten() @ layer.inner[n])
+                @ layer.outer[n] for i in firsts
+            ]) for n, each in ((0, ck), (1, cv))
+        ]  # fmt: skip
+        for t in range(length):
+            done = [m for m, i in enumerate(firsts) if i + span - 1 <= t]
+            heads = q[b, t, 2 * group : 2 * group + 2] / math.sqrt(width)
+            weights = (heads @ packed[0][done].T).softmax(-1)
+            own, score = t // block, dict[int, float]()
+            for n in range(own + 1):
+                shared = [len(set(range(firsts[m], firsts[m] + span)) & set(range(n * block, (n + 1) * block)))
+                          for m in done]  # fmt: skip
+                score[n] = float((weights.sum(0) * torch.tensor(shared, dtype=torch.float64)).sum())
+            always = {0, *range(max(own - near + 1, 0), own + 1)}
+            rest = sorted((n for n in score if n not in always and score[n] > 0), key=lambda n: -score[n])
+            taken = always | set(rest[: chosen - len(always)])
+            seen = [s for s in range(t + 1) if s // block in taken]
+            close = range(max(t - window + 1, 0), t + 1)
+            mixed = [
+                weights @ packed[1][done],
+                (heads @ sk[seen].T).softmax(-1) @ sv[seen],
+                (heads @ wk[close].T).softmax(-1) @ wv[close],
+            ]
+            for h in range(2):
+                gate = gates[b, t, :, 2 * group + h]
+                y[b, t, 2 * group + h] = sum(g * m[h] for g, m in zip(gate, mixed, strict=True))
+    torch.testing.assert_close(got, layer.out(y.flatten(-2)))
+
+
 @pytest.mark.parametrize("layer", [1, 3])
 def test_differential_takes_one_map_from_another(layer: int) -> None:
     length, width = random.randint(5, 30), random.randint(3, 8)
