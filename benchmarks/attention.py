@@ -1,42 +1,41 @@
 """Time attention against length on CPU, beside full attention and peers' forms: a table in docs/speed.md.
 
-`python benchmarks/attention.py [ROUNDS]` prints the table; `--write` puts it into docs/speed.md. Peers (the packages
+`python benchmarks/attention.py [--rounds N]` prints the table; `--write` puts it into docs/speed.md and draws its lines
+beside it. Peers (the packages
 local-attention and fla-core, the latter with triton) are timed where they are installed. A row is one mechanism, 8
 heads of 64, causal, one text of fp32, forward and backward; mechanisms take turns within a round.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-import platform
-import re
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from figures import PAGE, Step, copied, in_turn, machine, most_held, multiplied, peers, write
 from torch import Tensor
 
 from transom.core.component import Site
 from transom.core.context import Context
-from transom.core.fading import in_chunks
+from transom.core.fading import in_stretches
 from transom.core.tokens import Tokens
 from transom.plugins.attention.full import FullAttention
+from transom.plugins.attention.gated_delta import in_chunks as correcting
 from transom.plugins.attention.linear import LinearAttention
 from transom.plugins.attention.local import LocalAttention
 from transom.plugins.attention.sparse import SparseAttention
 
 HEADS, WIDTH, WINDOW = 8, 64, 256
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-Step = Callable[[], object]
-PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+DRAWN = PAGE.parent / "speed.svg"
 
 
 def tensors(length: int, *more: int) -> list[Tensor]:
@@ -67,7 +66,30 @@ def decay(length: int) -> Step:
     q, k, v = tensors(length)
     fade = -torch.rand(1, length, HEADS)
     first, grad = torch.zeros(1, HEADS, WIDTH, WIDTH), torch.randn_like(v)
-    return lambda: torch.autograd.grad(in_chunks(q, k, v, fade, first, None)[0], (q, k, v), grad)
+    return lambda: torch.autograd.grad(in_stretches(q, k, v, fade, first, None)[0], (q, k, v), grad)
+
+
+def corrected(length: int) -> list[Tensor]:
+    """Return q, k of length 1, v, the logarithm of a decay, and how much is corrected, a number a head and token."""
+    q, k, v = tensors(length)
+    k = F.normalize(k.detach(), dim=-1).requires_grad_()
+    fade, share = -torch.rand(1, length, HEADS), torch.rand(1, length, HEADS)
+    return [q, k, v, fade, share]
+
+
+def delta(length: int) -> Step:
+    """Return a step of the sums that each token corrects, as `gated_delta` takes them."""
+    q, k, v, fade, share = corrected(length)
+    first, grad = torch.zeros(1, HEADS, WIDTH, WIDTH), torch.randn_like(v)
+    return lambda: torch.autograd.grad(correcting(q, k, v, fade, share, first, None)[0], (q, k, v), grad)
+
+
+def their_delta(length: int) -> Step:
+    """Return a step of fla's naive chunks of the gated delta rule."""
+    call = import_module("fla.ops.gated_delta_rule.naive").naive_chunk_gated_delta_rule
+    q, k, v, fade, share = corrected(length)
+    grad = torch.randn_like(v)
+    return lambda: torch.autograd.grad(call(q, k, v, fade, share, scale=1.0)[0], (q, k, v), grad)
 
 
 def their_window(length: int) -> Step:
@@ -115,6 +137,15 @@ ROWS: dict[str, Callable[[int], Step]] = {
     "linear, fla naive": their_linear,
     "scalar decay": decay,
     "scalar decay, fla naive": their_decay,
+    "gated delta": delta,
+    "gated delta, fla naive": their_delta,
+}
+# Rows beside those of a peer for the same work.
+PAIRS = {
+    "window 256": "window 256, local-attention",
+    "linear": "linear, fla naive",
+    "scalar decay": "scalar decay, fla naive",
+    "gated delta": "gated delta, fla naive",
 }
 
 
@@ -128,44 +159,17 @@ def rounds_of(length: int, rounds: int) -> dict[str, list[float]]:
         except ImportError as error:
             steps.pop(name, None)
             print(f"{name} is left out: {error}", file=sys.stderr)
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            found[name].append((time.perf_counter() - begin) * 1e3)
-    return found
+    return in_turn(steps, rounds)
 
 
 def extra(name: str, length: int) -> float:
     """Return how many MB a step adds to the most that a process of its own ever held."""
     torch.set_num_threads(2)
-    ROWS[name](256)()
+    ROWS[name](1024)()  # the code that a step takes is read now: it counts for no memory of its own
     step = ROWS[name](length)
     before = most_held()
     step()
     return most_held() - before
-
-
-def most_held() -> float:
-    """Return the most MB that this process held; what getrusage says would be inherited from the one that began it."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None, "Linux counts it"
-    return int(found[1]) / 1024
-
-
-def machine() -> tuple[float, float]:
-    """Return GFLOP/s of a product of matrices, and GB/s copied."""
-    a, b, big = torch.randn(2048, 2048), torch.randn(2048, 2048), torch.randn(2**25)
-    rates = []
-    for work, run in ((2 * 2048**3, lambda: a @ b), (8 * 2**25, lambda: big + 0)):
-        times = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - begin)
-        rates.append(work / statistics.median(times) / 1e9)
-    return rates[0], rates[1]
 
 
 def exponent(medians: dict[int, float]) -> float:
@@ -175,51 +179,74 @@ def exponent(medians: dict[int, float]) -> float:
     return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
 
 
-def table(rounds: int) -> str:
-    """Measure, and return the page's table with what it was measured on."""
-    product, copied = machine()
+def table(rounds: int) -> tuple[str, dict[str, dict[int, float]]]:
+    """Measure; return the page's table with what it was measured on, and the median times by row and length."""
+    product, moved = multiplied(), copied()
     all_times = {length: rounds_of(length, rounds) for length in LENGTHS}
     last = LENGTHS[-1]
     full = all_times[last]["full"]
     lines = [f"| | {' | '.join(map(str, LENGTHS))} | exponent | of full at {last}: median, spread | MB more |"]
     lines.append("|---" * (len(LENGTHS) + 4) + "|")
+    found = {}
     with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name in all_times[last]:
-            medians = {length: statistics.median(found[name]) for length, found in all_times.items()}
+            medians = {length: statistics.median(times[name]) for length, times in all_times.items()}
             each = [a / b for a, b in zip(all_times[last][name], full, strict=True)]
             share = f"{statistics.median(each):.3f}, {min(each):.3f} to {max(each):.3f}"
             more = pool.apply(extra, (name, last))
             times = " | ".join(f"{ms:.0f}" for ms in medians.values())
             lines.append(f"| {name} | {times} | {exponent(medians):.2f} | {share} | {more:.0f} |")
-    said = f"Milliseconds, medians of {rounds} rounds that take turns; {torch.get_num_threads()} threads, torch "
-    said += f"{torch.__version__}, {platform.machine()}; in the same run matrices were multiplied at {product:.0f} "
-    said += f"GFLOP/s and memory copied at {copied:.1f} GB/s. Peers: {peers()}."
-    return said + "\n\n" + "\n".join(lines) + "\n"
+            found[name] = medians
+    said = f"Milliseconds, medians of {rounds} rounds that take turns; {machine()}; in the same run matrices were "
+    said += f"multiplied at {product:.0f} GFLOP/s and memory copied at {moved:.1f} GB/s. "
+    said += f"Peers: {peers('local-attention', 'fla-core')}."
+    return said + "\n\n" + "\n".join(lines) + "\n" + against(all_times), found
 
 
-def peers() -> str:
-    """Return the versions of the peers that are there."""
-    found = []
-    for name in ("local-attention", "fla-core"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} not installed")
-    return ", ".join(found)
+def against(all_times: Mapping[int, Mapping[str, list[float]]]) -> str:
+    """Return, for each row that a peer has as well, the median and spread of the ratios of each length's rounds."""
+    lines = [f"\n| of the peer's time | {' | '.join(map(str, LENGTHS))} |", "|---" * (len(LENGTHS) + 1) + "|"]
+    for ours, theirs in PAIRS.items():
+        cells = []
+        for found in all_times.values():
+            each = [a / b for a, b in zip(found.get(ours, ()), found.get(theirs, ()), strict=False)]
+            cells.append(f"{statistics.median(each):.2f}, {min(each):.2f} to {max(each):.2f}" if each else "")
+        lines.append(f"| {ours} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(found: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """Draw time against length, both by logarithms: a peer's line broken, in the colour of ours."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "speed"}  # text stays text: fewer bytes
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="tokens", ylabel="ms, forwards and backwards", xscale="log", yscale="log")
+    theirs = {peer: ours for ours, peer in PAIRS.items()}
+    colours = {name: f"C{i}" for i, name in enumerate(name for name in ROWS if name not in theirs)}
+    for name, medians in found.items():
+        line = "--" if name in theirs else "-"
+        axes.plot([*medians], [*medians.values()], line, label=name, color=colours[theirs.get(name, name)], marker=".")
+    axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def main() -> None:
-    """Measure and print; write the page where asked to."""
+    """Measure and print; write and draw where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/speed.md, and draw its lines")
+    given = parser.parse_args()
     torch.set_num_threads(2)
-    numbers = [int(a) for a in sys.argv[1:] if a.isdigit()]
-    measured = table(numbers[0] if numbers else 8)
+    measured, found = table(given.rounds)
     print(measured)
-    if "--write" in sys.argv:
-        marks = ("<!-- attention -->", "<!-- end -->")
-        page = re.sub(
-            f"{marks[0]}.*{marks[1]}", lambda _: f"{marks[0]}\n{measured}{marks[1]}", PAGE.read_text(), flags=re.S
-        )
-        PAGE.write_text(page)
+    if given.write:
+        write("attention", measured)
+        draw(found, DRAWN)
 
 
 if __name__ == "__main__":
