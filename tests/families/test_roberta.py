@@ -21,6 +21,8 @@ from transformers import (
 )
 from two_sided import broken_by, drawn, encoder_parity, sharpened, there_and_back
 
+import transom
+
 INPUTS = {"input_ids": 83, "token_type_ids": 3}
 SIZES = {
     "vocab_size": 83, "hidden_size": 36, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 50,
@@ -56,3 +58,9 @@ def test_a_choice_is_one_logit_a_text(tmp_path: Path) -> None:
     theirs = sharpened(XLMRobertaForMultipleChoice(XLMRobertaConfig(**SIZES)))
     ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
     assert apart(ours(input_ids=ids).logits.T, theirs(input_ids=ids[None]).logits) < TOLERANCE
+
+
+def test_a_graph_of_it_agrees(tmp_path: Path) -> None:
+    sharpened(XLMRobertaForMaskedLM(XLMRobertaConfig(**SIZES))).save_pretrained(tmp_path / "hf")
+    _, model = transom.import_checkpoint(tmp_path / "hf")
+    assert transom.export(model, tmp_path / "out").rows
