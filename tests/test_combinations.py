@@ -25,6 +25,7 @@ from walk.combinations import (
 from walk.table import Outcome, write_table
 
 from transom.core import topology
+from transom.core.attention import Mechanism
 from transom.core.slots import resume
 from transom.core.stack import Stack
 from transom.deploy.parity import ALLOWED
@@ -45,11 +46,15 @@ WHOLE = [
 
 
 def lacking(row: Combination) -> set[str]:
-    """Return what a row asks of its attention that the attention declares to lack."""
-    lacks = set(default().get("attention", row.attention).declares.lacks)
+    """Return what a row asks of its attention that it declares to lack, or, a mixer, has no heads for."""
+    attention = default().get("attention", row.attention)
+    lacks = set(attention.declares.lacks)
     if row.place == CROSS:
         return lacks & {"cross"}
-    hooks = set() if row.position == NONE else default().get("position", row.position).hooks
+    position = None if row.position == NONE else default().get("position", row.position)
+    if position is not None and not issubclass(attention, Mechanism) and (position.projects or position.by_content):
+        lacks |= {"score"}
+    hooks = set() if position is None else position.hooks
     roles = default().get("topology", row.topology).stacks.values()
     return lacks & (hooks | {"causal" if role.causal else "two_sided" for role in roles})
 
