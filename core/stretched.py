@@ -285,7 +285,7 @@ def _ahead(q: Tensor, k: Tensor, v: Tensor, fades: _Fades, states: Tensor) -> Te
     """
     y = fades.within(q @ k.mT) @ v
     own = torch.cat([states[:, :, :1], fades.onward(k).mT @ v], dim=2)
-    states.copy_(_over(fades.over, own))
+    states.copy_(_handed_on(fades.over, own))
     return _add_product(y, fades.handed(q), states[:, :, :-1])
 
 
@@ -300,6 +300,14 @@ def _back(
     d_k = _add_product(fades.onward(v @ d_states[:, :, 1:].mT), d_scores.mT, q)
     d_v = _add_product(scores.mT @ d_y, fades.onward(k), d_states[:, :, 1:])
     return d_q, d_k, d_v, d_states
+
+
+def _handed_on(left: Tensor, states: Tensor) -> Tensor:
+    """Compute `_over` chunk by chunk, in place of `states`: no NaN of a later one reaches an earlier one as 0 x NaN."""
+    flat = states.flatten(3).flatten(0, 1)
+    for i in range(1, flat.shape[1]):
+        flat[:, i].addcmul_(flat[:, i - 1], left[:, i, i - 1].unsqueeze(-1))
+    return flat.view(states.shape)
 
 
 def _over(left: Tensor, states: Tensor) -> Tensor:
