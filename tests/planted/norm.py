@@ -112,7 +112,8 @@ class BiasNotReset(LAYER):
             nn.init.zeros_(self.bias)
 
     def reset_parameters(self):
-        nn.init.ones_(self.weight)
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
 
 
 @planted(1, "the output is torch.float32")
