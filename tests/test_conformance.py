@@ -20,7 +20,7 @@ from transom.cli import checking
 from transom.conformance import check, runner
 from transom.conformance.runner import classes, items
 from transom.conformance.trial import Failure, Trial
-from transom.core.attention import Declaration
+from transom.core.attention import Declaration, Mechanism
 from transom.errors import PluginError
 from transom.registry.manager import get
 
@@ -220,12 +220,16 @@ def test_the_built_in_softmax_attentions_show_their_weights() -> None:
     from transom.conformance.stacks import run, stack, vectors
 
     for cls in companions("attention"):
-        if "score" not in cls.declares.can:
+        if "score" not in cls.declares.can or not issubclass(cls, Mechanism):
             continue
         shown: list[Tensor] = []
         run(stack([cases_of(cls)[0]] * 2), vectors(2, 23), weights=shown)
         assert [tuple(weights.shape) for weights in shown] == [(2, 6, 23, 23)] * 2
-        assert all(torch.allclose(weights.sum(-1), torch.ones(2, 6, 23).double()) for weights in shown)
+        for sums in (weights.sum(-1) for weights in shown):
+            if cls.name == "local_p":  # what its softmax gives is multiplied by the distance's factor
+                assert bool(((sums > 0) & (sums < 1)).all())
+            else:
+                torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
 def test_the_command_prints_a_table_and_ends_as_it_came_out() -> None:

@@ -196,10 +196,7 @@ class NativeSparseAttention(Mixer):
         """Name the path."""
         if tokens <= LEAST:
             return "reference"
-        return (
-            f"for each block of {self.config.block} the queries that chose it; compressed ones for {TOGETHER} queries "
-            "at once; where scores are biased, reference"
-        )
+        return f"the queries of each block at once, {TOGETHER} for compressed ones; where scores are biased, reference"
 
     def _projected(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return queries (B, T, H, D), turned, and what is compressed, chosen from and near, (B, T, 3, 2, K, D).
@@ -298,7 +295,7 @@ class NativeSparseAttention(Mixer):
     def _chosen_of(self, weights: Tensor, spans: Tokens, context: Context) -> Tensor:
         """Return the blocks that are chosen, (B, T, K, N), by the weights (B, H, T, M) of `spans`."""
         block = self.config.block
-        number = torch.arange(context.keys.pos.shape[1] // block + 1, device=weights.device) * block
+        number = torch.arange(self._begun(context.keys), device=weights.device) * block
         end = spans.pos.unsqueeze(-1)
         first, last = torch.maximum(end - self.span + 1, number), torch.minimum(end, number + block - 1)
         shared = (last - first + 1).clamp(min=0).to(weights.dtype) / self.span  # (B or 1, M, blocks)
@@ -308,12 +305,15 @@ class NativeSparseAttention(Mixer):
 
     def _among(self, chosen: Tensor, tokens: Tokens, keys: Tokens) -> Tensor:
         """Return which tokens stand in blocks that were chosen (B, T, K, N), and are visible, (B, K, T, S) bool."""
-        blocks = keys.pos.shape[1] // self.config.block + 1
-        chose = torch.zeros(*chosen.shape[:3], blocks + 1, device=chosen.device)
+        chose = torch.zeros(*chosen.shape[:3], self._begun(keys) + 1, device=chosen.device)
         chose = chose.scatter(-1, chosen + 1, 1.0)[..., 1:]  # none is written to a place of its own
         place = torch.div(keys.pos.clamp(min=0), self.config.block, rounding_mode="floor")
         taken = chose.gather(-1, place[:, None, None].expand(*chosen.shape[:3], -1)).transpose(1, 2) > 0
         return taken & visible(tokens, keys, causal=True).unsqueeze(1)
+
+    def _begun(self, keys: Tokens) -> int:
+        """Return how many blocks there may be of keys, and one or two more: a graph takes no size that may be 1."""
+        return keys.pos.shape[1] // self.config.block + 2
 
     def _ranked(self, scores: Tensor, pos: Tensor) -> Tensor:
         """Return the scores of blocks (B, T, K, N) for queries at pos (B or 1, T), those above all that always count.
