@@ -114,6 +114,15 @@ def test_each_attention_position_and_norm_exports(topology: str) -> None:
     assert 0 < exported(model) <= ALLOWED
 
 
+@pytest.mark.parametrize("topology", WHOLE)
+def test_what_chooses_by_content_exports_where_nothing_biases_its_scores(topology: str) -> None:
+    """With a bias all scores are formed whatever the length; without one a graph must not be asked for its length."""
+    plain = [row for row in ROWS if row.topology == topology and REFUSALS[row] is None and row.position == NONE]
+    few = {row.attention: row for row in plain if default().get("attention", row.attention).chooses}
+    assert few
+    assert 0 < exported(compose(spec_of(*few.values()))) <= ALLOWED
+
+
 def test_the_checks_see_an_idle_parameter_and_a_state_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     row = next(row for row in SOUND if default().get("topology", row.topology).generates and added(row.position))
     model = compose(SPECS[row])

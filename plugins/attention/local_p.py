@@ -86,8 +86,8 @@ class LocalPAttention(Mechanism):
         Few tokens, documents, biases on scores, steps and graphs take all scores.
         """
         plain = state is None and context.tokens.doc is None and not context.scored and context.weights is None
-        length = q.shape[1]
-        if not plain or length <= 2 * self._together or torch.compiler.is_compiling() or is_exporting() or q.is_meta:
+        plain = plain and not (torch.compiler.is_compiling() or is_exporting() or q.is_meta)
+        if not plain or q.shape[1] <= 2 * self._together:  # a graph leaves the length open, and is not asked for it
             return self.reference(q, k, v, context, state)
         place, centre = self._centres(q, context)
         return self._in_order(context.rotate(q), context.rotate(k), v, context, place, centre), None
