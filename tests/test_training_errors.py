@@ -202,3 +202,16 @@ def test_a_model_that_gives_no_next_tokens_writes_no_text(text: Path, tmp_path: 
     train(spec, tmp_path / "run")
     with pytest.raises(CheckpointError, match="can't write text: topology 'encoder' gives no next tokens"):
         writing(tmp_path / "run", ["abc"])
+
+
+def test_a_size_is_not_left_out_where_no_step_can_be_estimated(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*given: Any) -> Any:
+        raise DataError("it reads no zeros")
+
+    monkeypatch.setattr("transom.registry.estimate.longest_batch", unknown)
+    said = r"train\.memory_gb: what a step holds is not known: no estimate of training: it reads no zeros"
+    with pytest.raises(SpecError, match=said):
+        train(decoder(text, memory_gb=1.0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

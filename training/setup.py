@@ -52,7 +52,11 @@ def check_settings(spec: Spec, world: World) -> None:
     check_batch(spec)
     own = _share(spec, world.size)
     check_activations(own, world.device)
-    cost = estimate(own, outline(own)).training
+    found = estimate(own, outline(own))
+    cost = found.training
+    if cost is None and settings.memory_gb is not None:
+        why = "; ".join(found.notes)
+        raise BrokenSpec([spec.problem("train.memory_gb", f"what a step holds is not known: {why}")])
     if cost is not None:
         if settings.memory_gb is not None and cost.peak > settings.memory_gb * 1e9:
             message = (
@@ -71,7 +75,8 @@ def checkpointed(spec: Spec, processes: int) -> Mapping[str, int]:
         return {name: len(stack.layers) if twice else 0 for name, stack in spec.model.stacks.items()}
     own = _share(spec, processes)
     cost = estimate(own, outline(own)).training
-    return {} if cost is None else cost.checkpointed
+    assert cost is not None, "check_settings has seen to it"
+    return cost.checkpointed
 
 
 def _share(spec: Spec, processes: int) -> Spec:
