@@ -21,6 +21,7 @@ from ..core.stack import Stack
 from ..core.state import State
 from ..core.sublayer import Sublayer
 from ..core.tokens import Tokens
+from ..core.watch import Watch
 from .cases import D_MODEL, Case, site_of, with_option
 from .companions import is_mechanism, versatile
 
@@ -145,14 +146,18 @@ def by_reference(model: Stack) -> Stack:
 
 
 def run(model: Stack, x: Tensor, **given: Any) -> Tensor:
-    """Return the hidden states of x (B, T, C)."""
-    return cast(Tensor, model({"x": x}, **given)[0])
+    """Return the hidden states of x (B, T, C); `weights` and `choices` are those of `Watch`."""
+    return cast(Tensor, model({"x": x}, watch=_watch(given), **given)[0])
 
 
 def step(model: Stack, x: Tensor, state: State, **given: Any) -> tuple[Tensor, State]:
-    """Return the hidden states of x (B, T, C) and the next state."""
-    hidden, after = model({"x": x}, state=state, **given)
+    """Return the hidden states of x (B, T, C) and the next state; `given` as in `run`."""
+    hidden, after = model({"x": x}, state=state, watch=_watch(given), **given)
     return hidden, after
+
+
+def _watch(given: dict[str, Any]) -> Watch:
+    return Watch(given.pop("weights", None), given.pop("choices", None))
 
 
 def in_steps(model: Stack, x: Tensor, state: State, sizes: Sequence[int], **given: Any) -> tuple[Tensor, State]:

@@ -14,16 +14,17 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import InputError
 from .attention import is_exporting
 from .block import Block
-from .choice import Choices
 from .component import Component, Site
 from .context import Context
 from .embedding import Borrowed, Embedding
 from .inputs import Input
+from .memory import Memory, primed
 from .norm import Norm
 from .position import Position, Positions
 from .slots import MASK, growing, in_place, run_in_slots
 from .state import PAST, POS, SEEN, Declared, Memories, Remembered, State, first_crossed, rewound
 from .tokens import ORDER, Packing, Permuted, Tokens, document_positions, with_asked
+from .watch import UNWATCHED, Watch
 
 
 class Stack(nn.Module):
@@ -134,20 +135,14 @@ class Stack(nn.Module):
         croppable = all(rule.grows in ("append", "static") for n, rule in declared.items() if n != "seen")
         return State(tensors, rewinder=rewinder if croppable else None, room=room)
 
-    def prime(self, state: State, memory: Tensor, mask: Tensor | None) -> State:
-        """Return the state with everything that cross attention keeps of memory (B, M, C), mask (B, M)."""
-        tokens = _memory_tokens(memory, mask)
-        if mask is not None:
-            memory = memory.masked_fill(~mask.bool().unsqueeze(-1), 0.0)
-        context = Context(tokens, causal=False, memory=memory, memory_tokens=tokens)
-        tensors = dict(state.tensors)
-        tensors["memory_mask"] = (
-            torch.ones(memory.shape[:2], dtype=torch.int64, device=memory.device) if mask is None else mask.long()
-        )
+    def prime(self, state: State, memory: Memory) -> State:
+        """Return the state with everything that cross attention keeps of a memory."""
+        context = memory.primes()
+        tensors = state.tensors | {"memory_mask": memory.kept()}
         for block, subs in zip(self.blocks, self._state_names, strict=True):
             for sub, names in subs.items():
-                primed = getattr(block, sub).prime(context)
-                tensors.update({names[key]: value for key, value in primed.items()})
+                kept = getattr(block, sub).prime(context)
+                tensors.update({names[key]: value for key, value in kept.items()})
         return replace(state, tensors=tensors)
 
     # -- running ------------------------------------------------------------------------------------------------------
@@ -159,11 +154,9 @@ class Stack(nn.Module):
         attention_mask: Tensor | None = None,
         document_ids: Tensor | None = None,
         state: State | None = None,
-        memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        weights: list[Tensor] | None = None,
+        memory: Memory | None = None,
         permuted: Permuted | None = None,
-        choices: Choices | None = None,
+        watch: Watch = UNWATCHED,
     ) -> tuple[Tensor, State | None]:
         """Return hidden states (B, T, C) and the next state, or those of the tokens that `permuted` asks for.
 
@@ -181,34 +174,41 @@ class Stack(nn.Module):
             inputs = {name: tensor for name, tensor in inputs.items() if name in feeds}
         x = self.embedding(**inputs)
         mask = self._check(x, attention_mask, document_ids, state)
-        packing = None if mask is None else Packing.of(mask)
-        tokens = own = self._tokens(x, packing, document_ids, state)
-        asked = None
         if permuted is not None:
             self._check_order(permuted.order, x)
-            marks[ORDER], asked = permuted.order, permuted.asked
+            marks[ORDER] = permuted.order
+        packing = None if mask is None else Packing.of(mask)
+        tokens = own = self._tokens(x, packing, document_ids, state)
         if marks:
             packed = marks if packing is None else {name: packing.pack(mark) for name, mark in marks.items()}
-            tokens = own = replace(tokens, marks=packed)
+            tokens = own = replace(own, marks=packed)
         x = x if packing is None else packing.pack(x)
-        if asked is not None:
-            asked = asked if packing is None else packing.dest.gather(1, asked)
-            tokens = with_asked(own, asked)
-            x = torch.cat([x, self.embedding.asking().to(x.dtype).expand(*asked.shape, -1)], dim=1)
+        if permuted is not None and permuted.asked is not None:
+            x, tokens = self._ask(x, own, permuted.asked if packing is None else packing.dest.gather(1, permuted.asked))
         x = self.embedding.finish(self._positions.add(x, tokens))
-        past, slots, used = self._held(state, own)
-        context = Context(
-            tokens, self.site.causal, past, None if state is None else state.seen,
-            positions=self._positions, weights=weights, asked=0 if asked is None else asked.shape[1],
-            slots=slots, written=None if state is None or state.room is None else [], used=used, choices=choices,
-        )  # fmt: skip
-        x, after = self._run(x, context, self._cross(context, state, memory, memory_mask), state)
+        context = self._context(tokens, own, state, watch)
+        x, after = self._run(x, context, self._cross(context, state, memory), state)
         x = x if self.norm is None else self.norm(x)
-        if asked is not None:
+        if tokens is not own:
             x = x[:, own.pos.shape[1] :]
         elif packing is not None:
             x = packing.unpack(x)
-        return x, None if state is None else self._next(state, after, own, mask, slots if used is None else None)
+        return x, None if state is None else self._next(state, after, own, mask, context)
+
+    def _ask(self, x: Tensor, own: Tokens, asked: Tensor) -> tuple[Tensor, Tokens]:
+        """Put behind x (B, T, C) those that are asked for, at its columns asked (B, P), and say who they all are."""
+        asking = self.embedding.asking().to(x.dtype).expand(*asked.shape, -1)
+        return torch.cat([x, asking], dim=1), with_asked(own, asked)
+
+    def _context(self, tokens: Tokens, own: Tokens, state: State | None, watch: Watch) -> Context:
+        """Return what all layers share, for tokens of which `own` are not only asked for."""
+        past, slots, used = self._held(state, own)
+        return Context(
+            tokens, self.site.causal, past, None if state is None else state.seen, positions=self._positions,
+            weights=watch.weights, choices=watch.choices, slots=slots, used=used,
+            asked=0 if tokens is own else tokens.pos.shape[1] - own.pos.shape[1],
+            written=None if state is None or state.room is None else [],
+        )  # fmt: skip
 
     def _run(
         self, x: Tensor, context: Context, cross: Context, state: State | None
@@ -293,26 +293,20 @@ class Stack(nn.Module):
         marks = {n: write(state.tensors[mark_name(n)], new.marks.get(n, zeros)) for n in self._marks}
         return Tokens(pos, marks=marks)
 
-    def _cross(self, context: Context, state: State | None, memory: Tensor | None, mask: Tensor | None) -> Context:
+    def _cross(self, context: Context, state: State | None, memory: Memory | None) -> Context:
         if state is not None and "memory_mask" in state.tensors:
-            kept = state.tensors["memory_mask"]
-            tokens = Tokens(torch.arange(kept.shape[1], device=kept.device).unsqueeze(0), kept.bool())
-            return Context(context.tokens, causal=False, memory_tokens=tokens, weights=context.weights)
-        if memory is None:
-            return context
-        if mask is not None:
-            memory = memory.masked_fill(~mask.bool().unsqueeze(-1), 0.0)
-        tokens = _memory_tokens(memory, mask)
-        return Context(context.tokens, causal=False, memory=memory, memory_tokens=tokens, weights=context.weights)
+            return primed(state.tensors["memory_mask"], context.tokens, context.weights)
+        return context if memory is None else memory.read_by(context.tokens, context.weights)
 
     def _next(
-        self, state: State, after: dict[str, Tensor], tokens: Tokens, mask: Tensor | None, slots: Tokens | None
+        self, state: State, after: dict[str, Tensor], tokens: Tokens, mask: Tensor | None, context: Context
     ) -> State:
         count = tokens.pos.shape[1] if tokens.valid is None else tokens.valid.sum(1)
         tensors = state.tensors | after
         tensors["seen"] = state.seen + count
         if state.room is not None:
-            tensors |= {} if slots is None else {mark_name(name): mark for name, mark in slots.marks.items()}
+            if context.slots is not None and context.used is None:  # else they were written where they stand
+                tensors |= {mark_name(name): mark for name, mark in context.slots.marks.items()}
         elif self._appends:
             pos = tokens.pos if tokens.valid is None else tokens.pos.masked_fill(~tokens.valid, -1)
             before, rows = state.tensors[POS], state.seen.shape[0]
@@ -393,8 +387,3 @@ class Stack(nn.Module):
 def mark_name(name: str) -> str:
     """Return what a state calls the marks of past tokens that an input gave."""
     return f"marks.{name}"
-
-
-def _memory_tokens(memory: Tensor, mask: Tensor | None) -> Tokens:
-    pos = torch.arange(memory.shape[1], device=memory.device).unsqueeze(0)
-    return Tokens(pos, None if mask is None else mask.bool())

@@ -17,6 +17,7 @@ from .inputs import Input
 from .slots import MASK, resume, step_declared, step_inputs, widened
 from .stack import Stack
 from .state import Declared, State
+from .watch import Watch
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ _Output = Output
 _Graph = Graph
 _Stack = Stack
 _State = State
+_Watch = Watch
 
 
 class Topology(nn.Module, Component, ABC):
@@ -90,6 +92,7 @@ class Topology(nn.Module, Component, ABC):
     Graph: TypeAlias = _Graph
     Stack: TypeAlias = _Stack
     State: TypeAlias = _State
+    Watch: TypeAlias = _Watch
 
     kind: ClassVar[str] = "topology"
     stacks: ClassVar[Mapping[str, StackRole]]

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import torch
 
 from ...core.choice import Choices
+from ...core.memory import Memory
 from ...core.stack import Stack
 from ...core.state import MEMORY, PAST, Growth, State
 from ...errors import InputError
@@ -119,8 +120,8 @@ def chunks_with_a_memory(subject: Subject, trial: Trial) -> None:
     mask = (torch.rand(batch, columns) < 0.6).long()
     mask[2:3] = 0
     for given in (None, mask):
-        want = run(model, x, memory=memory, memory_mask=given)
-        state = model.prime(model.empty_state(batch), memory, given)
+        want = run(model, x, memory=Memory(memory, given))
+        state = model.prime(model.empty_state(batch), Memory(memory, given))
         check_declared(trial, model, state, batch, columns)
         for size in (1, 3, length):
             got, after = in_steps(model, x, state, pieces(length, size))
@@ -266,5 +267,5 @@ def crop(subject: Subject, trial: Trial) -> None:
 def a_memory_s_state(subject: Subject, trial: Trial) -> None:
     batch, columns = trial.size("batch", (3,)), trial.size("memory", (13, 29))
     model = stack(decoding()[:1], cross=subject.case).to(torch.bfloat16)
-    state = model.prime(model.empty_state(batch), vectors(batch, columns).to(torch.bfloat16), None)
+    state = model.prime(model.empty_state(batch), Memory(vectors(batch, columns).to(torch.bfloat16)))
     check_declared(trial, model, state, batch, columns)

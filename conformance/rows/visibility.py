@@ -11,6 +11,7 @@ from torch import Tensor
 from ...core.choice import Choices
 from ...core.context import Context
 from ...core.heads import MultiHeadAttention
+from ...core.memory import Memory
 from ...core.tokens import ORDER, Permuted, Tokens
 from ..cases import D_MODEL, Case
 from ..companions import decoding, is_mechanism, serving
@@ -276,16 +277,16 @@ def a_memory_s_order_and_padding(subject: Subject, trial: Trial) -> None:
     model = stack(decoding()[:1], cross=subject.case)
     x, memory = vectors(batch, 5), vectors(batch, length)
     turn = torch.randperm(length)
-    want = run(model, x, memory=memory)
-    trial.close(run(model, x, memory=memory[:, turn]), want, what="the result of a memory in another order")
+    want = run(model, x, memory=Memory(memory))
+    trial.close(run(model, x, memory=Memory(memory[:, turn])), want, what="the result of a memory in another order")
     counts = [length, trial.place(2, 9), 1][:batch]
     for side in SIDES:
         wide, mask = padded(memory, side, counts)
         for poison in (0.5, float("nan")):
             poisoned = wide.masked_fill(mask.unsqueeze(2) == 0, poison)
-            y = run(model, x, memory=poisoned, memory_mask=mask)
+            y = run(model, x, memory=Memory(poisoned, mask))
             for b, count in enumerate(counts):
-                alone = run(model, x[b : b + 1], memory=memory[b : b + 1, :count])
+                alone = run(model, x[b : b + 1], memory=Memory(memory[b : b + 1, :count]))
                 trial.close(y[b : b + 1], alone, what=f"the result of a memory padded ({side})")
 
 

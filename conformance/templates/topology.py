@@ -39,16 +39,16 @@ class NewTopology(Topology):
         apart. state: what the tokens before left. Without `logits` the heads are left out; with `attentions` the
         weights of each layer come along.
         """
-        weights: list[Tensor] | None = [] if attentions else None
+        watch = Topology.Watch.over(attentions)
         hidden, after = self.decoder(
             self.take(inputs, "decoder")["decoder"],
             attention_mask=attention_mask,
             document_ids=document_ids,
             state=state,
-            weights=weights,
+            watch=watch,
         )
         read = self.read_heads(hidden, attention_mask) if logits else None
-        return Topology.Output(read, hidden, after, None if weights is None else tuple(weights))
+        return Topology.Output(read, hidden, after, watch.shown)
 
     def declared(self) -> Mapping[str, Remembered]:
         """Declare the stack's state."""

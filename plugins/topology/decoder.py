@@ -11,6 +11,7 @@ from torch import Tensor
 from ...core.stack import Stack
 from ...core.state import Declared, State
 from ...core.topology import Graph, Output, StackRole, Topology
+from ...core.watch import Watch
 
 
 class DecoderTopology(Topology):
@@ -38,16 +39,16 @@ class DecoderTopology(Topology):
 
         attention_mask, document_ids and state are `Stack.forward`'s. Without `logits` the heads are left out.
         """
-        weights: list[Tensor] | None = [] if attentions else None
+        watch = Watch.over(attentions)
         hidden, after = self.decoder(
             self.take(inputs, "decoder")["decoder"],
             attention_mask=attention_mask,
             document_ids=document_ids,
             state=state,
-            weights=weights,
+            watch=watch,
         )
         read = self.read_heads(hidden, attention_mask) if logits else None
-        return Output(read, hidden, after, None if weights is None else tuple(weights))
+        return Output(read, hidden, after, watch.shown)
 
     def declared(self) -> Declared:
         """Declare the stack's state."""

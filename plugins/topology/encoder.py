@@ -14,6 +14,7 @@ from ...core.stack import Stack
 from ...core.state import Declared, State
 from ...core.tokens import Permuted
 from ...core.topology import Graph, Output, StackRole, Tensors, Topology
+from ...core.watch import Watch
 from ...errors import InputError
 
 
@@ -87,19 +88,19 @@ class EncoderTopology(Topology):
         the results are those of the tokens that are asked for. state: of the segments before, where there is a memory;
         the next one comes with the result. Without `logits` the heads are left out.
         """
-        weights: list[Tensor] | None = [] if attentions else None
+        watch = Watch.over(attentions)
         hidden, after = self.encoder(
             self.take(inputs, "encoder")["encoder"],
             attention_mask=attention_mask,
             document_ids=document_ids,
             state=state,
-            weights=weights,
+            watch=watch,
             permuted=Permuted.of(order, asked),
         )
         if state is not None and after is not None and self._segments is not None:
             after = self._segments.cut(self.encoder.declared(), state, after)
         read = self.read_heads(hidden, attention_mask if asked is None else None) if logits else None
-        return Output(read, hidden, after, None if weights is None else tuple(weights))
+        return Output(read, hidden, after, watch.shown)
 
     def declared(self) -> Declared:
         """Declare what is kept of earlier segments."""

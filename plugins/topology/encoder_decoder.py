@@ -9,9 +9,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...core.inputs import Input
+from ...core.memory import Memory
 from ...core.stack import Stack
 from ...core.state import Declared, State
 from ...core.topology import Graph, Output, StackRole, Tensors, Topology
+from ...core.watch import Watch
 from ...errors import InputError
 
 
@@ -54,11 +56,12 @@ class EncoderDecoderTopology(Topology):
         Raises:
             InputError: inputs that are missing, unknown, or part of the state already.
         """
-        weights: list[Tensor] | None = [] if attentions else None
+        watch = Watch.over(attentions)
         memory = None
         if state is None:
             given = self.take(inputs, "encoder", "decoder")
-            memory, _ = self.encoder(given["encoder"], attention_mask=attention_mask, weights=weights)
+            hidden, _ = self.encoder(given["encoder"], attention_mask=attention_mask, watch=watch)
+            memory = Memory(hidden, attention_mask)
         else:
             given = self.take(inputs, "decoder")
             if attention_mask is not None:
@@ -68,16 +71,15 @@ class EncoderDecoderTopology(Topology):
             attention_mask=decoder_attention_mask,
             state=state,
             memory=memory,
-            memory_mask=attention_mask,
-            weights=weights,
+            watch=watch,
         )
         read = self.read_heads(hidden, decoder_attention_mask) if logits else None
-        return Output(read, hidden, after, None if weights is None else tuple(weights))
+        return Output(read, hidden, after, watch.shown)
 
     def start(self, *, attention_mask: Tensor | None = None, room: int | None = None, **inputs: Tensor) -> State:
         """Encode a source and return the state before the first token that is written, `room` as in `empty_state`."""
-        memory, _ = self.encoder(self.take(inputs, "encoder")["encoder"], attention_mask=attention_mask)
-        return self.decoder.prime(self.empty_state(memory.shape[0], room), memory, attention_mask)
+        hidden, _ = self.encoder(self.take(inputs, "encoder")["encoder"], attention_mask=attention_mask)
+        return self.decoder.prime(self.empty_state(hidden.shape[0], room), Memory(hidden, attention_mask))
 
     def declared(self) -> Declared:
         """Declare the decoder's state: its own past, and what cross attention keeps of the source."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...core.stack import Stack
 from ...core.topology import Graph, Output, StackRole, Tensors, Topology
+from ...core.watch import Watch
 
 
 class EncoderWithGeneratorTopology(Topology):
@@ -69,15 +70,15 @@ class EncoderWithGeneratorTopology(Topology):
 
         attention_mask and document_ids are `Stack.forward`'s. Without `logits` the heads are left out.
         """
-        weights: list[Tensor] | None = [] if attentions else None
+        watch = Watch.over(attentions)
         hidden, _ = self.encoder(
             self.take(inputs, "encoder")["encoder"],
             attention_mask=attention_mask,
             document_ids=document_ids,
-            weights=weights,
+            watch=watch,
         )
         read = self.read_heads(hidden, attention_mask) if logits else None
-        return Output(read, hidden, attentions=None if weights is None else tuple(weights))
+        return Output(read, hidden, attentions=watch.shown)
 
     def generate(
         self, *, attention_mask: Tensor | None = None, document_ids: Tensor | None = None, **inputs: Tensor
