@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 # How many processes `make walk` keeps busy.
 WORKERS ?= 2
 
-.PHONY: help demo test conformance planted walk bench genai draft swap recall families kill lint lock clean venv
+.PHONY: help demo test conformance planted walk bench genai peers draft swap recall families kill lint lock clean venv
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -50,6 +50,12 @@ build/genai/.installed:
 	build/genai/bin/pip install -qq --disable-pip-version-check --no-deps onnxruntime-genai==0.18.0
 	@touch $@
 
+peers: build/peers/.installed ## put what benchmarks compare with into build/peers: PYTHONPATH=build/peers finds it
+
+build/peers/.installed: benchmarks/peers.lock | venv
+	$(PY) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target $(@D) --requirement $<
+	@touch $@
+
 draft: venv ## measure what a draft saves, in docs/benchmarks.md
 	$(PY) benchmarks/draft.py
 
@@ -70,7 +76,7 @@ lint: venv ## check style and types
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
-lock: ## pin anew, in requirements.lock, what .venv/ is made of
+lock: ## pin anew what .venv/ is made of, in requirements.lock, and what peers need besides
 	$(PYTHON) .ci/lock.py
 
 clean: ## remove .venv/ and whatever was built; runs/ stays
