@@ -11,14 +11,16 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..core.component import API, KINDS, Component
 from ..errors import PluginError
 from .containment import Refusal, contained, reason
 from .hookspecs import Hooks
 from .marks import nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "transom"
 BUILT_IN = "transom"
@@ -267,6 +269,8 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
 @functools.cache
 def default() -> Registry:
     """Return the registry of everything installed here, as `TRANSOM_PLUGINS` (a comma list) narrows it."""
+    from importlib.metadata import entry_points  # which brings half of the standard library with it
+
     listed = os.environ.get(VARIABLE)
     allowed = None if listed is None else [name.strip() for name in listed.split(",") if name.strip()]
     return Registry(entry_points(group=GROUP), allowed)
