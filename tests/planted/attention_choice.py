@@ -9,7 +9,7 @@ import torch
 from planted.fault import planted
 from transom.registry.manager import get
 
-LOCAL_P = get("attention", "local_p")
+LOCAL_P, NATIVE_SPARSE = get("attention", "local_p"), get("attention", "native_sparse")
 
 
 @planted(5, "what is chosen before changed tokens")
@@ -53,6 +53,47 @@ class ShowsTooMuch(LOCAL_P):
     def shown(self, q, k, chosen):
         distance = k.pos.unsqueeze(1).unsqueeze(1) - chosen
         return self.visible(q, k) & (distance.abs() <= self.config.window).any(2)
+
+
+@planted(10, "chunks of 1")
+class ForgetsWhatItCompressed(NATIVE_SPARSE):
+    """After a step compressed keys and values are those of this step alone, where all so far were meant."""
+
+    def _remembered(self, kv, context, state):
+        return super()._remembered(kv, context, {**state, "compressed": torch.zeros_like(state["compressed"])})
+
+
+@planted(10, "what is chosen step by step")
+class CountsBlocksFromTheStep(NATIVE_SPARSE):
+    """The blocks that always count are those about the token's place in this step, where its text's was meant."""
+
+    def _ranked(self, scores, pos):
+        return super()._ranked(scores, pos - pos[:, :1])
+
+
+@planted(2, "what a choice loses")
+class ChoosesBySpansToCome(NATIVE_SPARSE):
+    """The fast path scores blocks by all spans that began before a token, where those that ended were meant."""
+
+    def _scored(self, q, k, start):
+        shown, self._shown_spans = self._shown_spans, self._begun_spans
+        try:
+            return super()._scored(q, k, start)
+        finally:
+            self._shown_spans = shown
+
+    def _begun_spans(self, start, stop, ended, device):
+        pos = torch.arange(start, stop, device=device).unsqueeze(1)
+        return torch.arange(ended, device=device) * self.stride <= pos
+
+
+@planted(2, "what a choice loses")
+class ChoosesByOneHead(NATIVE_SPARSE):
+    """The fast path scores blocks by the first head of a group, where the sum of its heads was meant."""
+
+    def _scored(self, q, k, start):
+        first = q.unflatten(2, (self.n_kv_heads, -1))[:, :, :, :1]
+        return super()._scored(first.flatten(2, 3), k, start)
 
 
 class _Down:
