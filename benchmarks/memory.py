@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from transom.registry.show import describe
 from transom.registry.spec import Spec, load_spec, parse_spec
 from transom.training.precision import Precision
 from transom.training.processes import World
-from transom.training.setup import checkpointed
+from transom.training.setup import check_settings, compute_twice
 from transom.training.step import Step
 from transom.training.update import Updater
 
@@ -65,13 +66,12 @@ class Fixed:
         return [self.part] * self.settings.accumulate
 
 
-def train(spec: Spec, steps: int) -> None:
-    """Train the model of a spec on a made-up batch."""
+def train(spec: Spec, steps: int, twice: Mapping[str, int]) -> None:
+    """Train the model of a spec on a made-up batch, with so many layers of each stack that compute twice."""
     model = compose(spec)
     objective, part = longest_batch(spec, model)
     here = World(torch.device("cpu"))
-    for name, count in checkpointed(spec, here.size).items():
-        getattr(model, name).checkpointed = count
+    compute_twice(model, twice)
     batches = Fixed(spec.train, part, here)
     updater = Updater(Step(model, objective).train(), batches, Precision(spec.train.precision, here.device))  # type: ignore[arg-type]
     for step in range(1, steps + 1):
@@ -86,10 +86,11 @@ def held(what: str) -> int:
 
 def measured(spec: Spec) -> int:
     """Return the most resident memory of this process in three steps, above what it holds now, in bytes."""
-    train(parse_spec(SMALL, [f"train.precision={spec.train.precision}"]), 2)
+    twice = check_settings(spec, World(torch.device("cpu")))
+    train(parse_spec(SMALL, [f"train.precision={spec.train.precision}"]), 2, {})
     before = held("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    train(spec, 3)
+    train(spec, 3, twice)
     return held("VmHWM") - before
 
 

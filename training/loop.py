@@ -22,7 +22,7 @@ from .optimizer import freeze
 from .precision import Precision
 from .processes import World, world
 from .run import CHECKPOINTS, AnyRun, Run, load, read_run, settle, workplace
-from .setup import check_fit, check_settings, choose_device, initialise_from, prepare_data
+from .setup import check_fit, check_settings, choose_device, compute_twice, initialise_from, prepare_data
 from .step import Step
 from .trainer import Trainer
 
@@ -43,9 +43,10 @@ def train(spec: Spec, out: str | os.PathLike[str], *, report: Report | None = No
     place = Path(out)
     tell = report or _ignore
     with world(choose_device(spec)) as here, undisturbed(spec, here):
-        check_settings(spec, here)
+        twice = check_settings(spec, here)
         with _claimed(place, spec, here) as folder:
             trainer = _trainer(spec, place, folder, here, tell if here.first else _ignore)
+            compute_twice(trainer.model, twice)
             trainer.run()
             here.wait()
         return read_run(place)

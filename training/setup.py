@@ -34,8 +34,12 @@ def choose_device(spec: Spec) -> str:
     return "cpu" if spec.train.device == "cpu" or not there else "cuda"
 
 
-def check_settings(spec: Spec, world: World) -> None:
-    """Raise SpecError for settings that this machine, or this number of processes, can't follow."""
+def check_settings(spec: Spec, world: World) -> Mapping[str, int]:
+    """Return by stack how many layers, the first ones, compute their activations twice in each of the processes.
+
+    Raises:
+        SpecError: settings that this machine, or this number of processes, can't follow.
+    """
     settings, problems = spec.train, list[Problem]()
     build_objective(spec, None)
     build_data(spec)
@@ -66,17 +70,16 @@ def check_settings(spec: Spec, world: World) -> None:
             raise BrokenSpec([spec.problem("train.memory_gb", message)])
         check_memory(spec, "model", cost.held, "the model with its gradients and moments", world.device)
         check_memory(spec, "train.batch_size", cost.peak, "a training step", world.device)
+        return cost.checkpointed
+    return {name: len(stack.layers) * settings.checkpoint_activations for name, stack in spec.model.stacks.items()}
 
 
-def checkpointed(spec: Spec, processes: int) -> Mapping[str, int]:
-    """Return by stack how many layers, the first ones, compute their activations twice in each of the processes."""
-    if spec.train.memory_gb is None:
-        twice = spec.train.checkpoint_activations
-        return {name: len(stack.layers) if twice else 0 for name, stack in spec.model.stacks.items()}
-    own = _share(spec, processes)
-    cost = estimate(own, outline(own)).training
-    assert cost is not None, "check_settings has seen to it"
-    return cost.checkpointed
+def compute_twice(model: Topology, layers: Mapping[str, int]) -> None:
+    """Have so many layers of each stack, the first ones, compute their activations twice."""
+    for name, count in layers.items():
+        stack = getattr(model, name)
+        assert isinstance(stack, Stack)
+        stack.checkpointed = count
 
 
 def _share(spec: Spec, processes: int) -> Spec:

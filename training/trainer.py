@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.stack import Stack
 from ..errors import TrainingError
 from ..registry.spec import Spec
 from ..registry.weights import WEIGHTS, fill, renewed
@@ -19,7 +18,6 @@ from .metrics import Record
 from .optimizer import optimizer_tensors, restore_optimizer
 from .precision import Precision
 from .run import CHECKPOINTS
-from .setup import checkpointed
 from .step import Step
 from .update import Updater
 
@@ -37,10 +35,6 @@ class Trainer:
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, self.settings.keep_checkpoints)
         self.progress = Progress() if newest is None else newest.progress
         self.model = step.model
-        for name, count in checkpointed(spec, batches.world.size).items():
-            stack = getattr(self.model, name)
-            assert isinstance(stack, Stack)
-            stack.checkpointed = count
         if newest is not None:
             fill(self.model, newest.model, self.checkpoints.path(self.progress.step))
         self.step = step.to(batches.world.device).train()
