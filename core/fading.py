@@ -40,7 +40,7 @@ def fastest(x: Tensor, context: Context, *, by_entry: bool = False) -> Sums:
         return token_by_token
     if by_entry:
         return in_chunks_by_entry
-    if stretched.takes(x) and doc is None:
+    if stretched.takes(x):
         return in_stretches
     return partial(by_kernel, half=computed_in(x)) if fla.takes(x, doc) else in_chunks
 
@@ -85,8 +85,8 @@ def by_operator(
 def in_stretches(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, first: Tensor, doc: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute `in_chunks` of one document a row on CPU, and its gradients, in what the processor's caches hold."""
-    assert doc is None
+    """Compute `in_chunks` on CPU, and its gradients, in what the processor's caches hold."""
+    log_decay = log_decay if doc is None else stretched.apart(log_decay, doc)
     return stretched.fading_sums(q, k, v, log_decay, first, partial(in_chunks, doc=None))
 
 
@@ -212,7 +212,7 @@ class FadingMixer(Mixer, ABC):
 
     def path(self, tokens: int) -> str:
         """Name the path."""
-        return f"chunks of {FEW if self.by_entry else CHUNK}"
+        return f"chunks of {FEW}" if self.by_entry else stretched.path(CHUNK)
 
     def on_cuda(self) -> str:
         """Name the kernels that are there, or say why they are not."""

@@ -132,7 +132,7 @@ class FeatureAttention(Mechanism, ABC):
     def path(self, tokens: int) -> str:
         """Name the kernel."""
         return (
-            f"chunks of {CHUNK}, with the normaliser as a column where nothing is turned"
+            f"{stretched.path(CHUNK)}; the normaliser is a column where nothing is turned"
             if self.site.causal
             else "one sum"
         )

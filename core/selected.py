@@ -65,9 +65,17 @@ def _mixed(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def _pairs(chosen: Tensor, blocks: int, block: int) -> tuple[Tensor, list[int]]:
-    """Return the rows of queries, r * T + t, that chose another block than their own, block by block, and how many."""
+    """Return the rows of queries, r * T + t, that chose another block than their own, block by block, and how many.
+
+    On the meta device, where none are known, each query chose as many as it may, and all blocks are chosen as often.
+    """
     length = chosen.shape[1]
     own = torch.arange(length, device=chosen.device) // block
+    if chosen.is_meta:
+        rows, most = chosen.shape[0] * chosen.shape[2], chosen.shape[3] - 1
+        pairs = rows * sum(min(column // block, most) for column in range(length))
+        share, rest = divmod(pairs, rows * blocks)
+        return own.new_empty(pairs), [share + (i < rest) for i in range(rows * blocks)]
     chosen = chosen.transpose(1, 2).flatten(0, 1)  # (R, T, N)
     other = chosen.masked_fill((chosen < 0) | (chosen == own.unsqueeze(-1)), blocks)
     chose = torch.zeros(*chosen.shape[:2], blocks + 1, dtype=torch.bool, device=chosen.device)

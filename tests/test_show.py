@@ -21,7 +21,8 @@ from transom.registry.shapes import rule_of
 from transom.registry.show import Branch, describe
 from transom.registry.spec import Spec, load_spec, parse_spec
 from transom.registry.units import scaled
-from transom.training.setup import checkpointed
+from transom.training.processes import World
+from transom.training.setup import check_settings, compute_twice
 
 ATTENTIONS = {
     "full": "{kind: full, n_heads: 4, n_kv_heads: 2}",
@@ -67,8 +68,7 @@ def lines(branch: Branch) -> list[str]:
 
 def step(model: Topology, objective: Objective, prepared: Prepared) -> Meter:
     """Return what is read off one forward and backward pass of a whole model on CPU."""
-    for name, count in checkpointed(model.spec, 1).items():
-        getattr(model, name).checkpointed = count
+    compute_twice(model, check_settings(model.spec, World(torch.device("cpu"))))
     with Meter() as meter:
         hidden = model(**prepared.inputs, logits=False).hidden
         loss = objective.loss(hidden, model.head, prepared).total * 1.0
@@ -99,6 +99,25 @@ def test_figures_are_those_of_the_whole_model_on_a_cpu(spec: Spec) -> None:
     assert found.training.flops == meter.flops
     assert found.training.held == found.weights + 12 * size
     assert found.training.peak == pytest.approx(found.training.held - 4 * size + meter.peak, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("attention", "rel"),
+    [
+        ("{kind: native_sparse, n_heads: 4, n_kv_heads: 2, window: 64, block: 16, chosen: 4}", 0.01),
+        ("{kind: local_p, n_heads: 4, window: 16}", 0.1),  # how far apart centres are is not known
+    ],
+)
+def test_what_chooses_by_content_is_estimated_as_it_runs(attention: str, rel: float) -> None:
+    given = [f"model.layer.attention={attention}", "model.max_seq_len=307", "data.seq_len=307"]
+    spec = tiny("full", "model.layers=[{repeat: 2}]", *given)
+    found, model = describe(spec).estimate, compose(spec)
+    objective, prepared = longest_batch(spec, model)
+    prepared.inputs["input_ids"].random_(301)
+    meter = step(model, objective, prepared)
+    assert found.training is not None, found.notes
+    assert found.training.flops == pytest.approx(meter.flops, rel=rel)
+    assert found.training.peak == pytest.approx(found.training.held - 4 * found.parameters + meter.peak, rel=rel)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])

@@ -86,7 +86,7 @@ class LocalPAttention(Mechanism):
         Few tokens, documents, biases on scores, steps and graphs take all scores.
         """
         plain = state is None and context.tokens.doc is None and not context.scored and context.weights is None
-        plain = plain and not (torch.compiler.is_compiling() or is_exporting() or q.is_meta)
+        plain = plain and not (torch.compiler.is_compiling() or is_exporting())
         if not plain or q.shape[1] <= 2 * self._together:  # a graph leaves the length open, and is not asked for it
             return self.reference(q, k, v, context, state)
         place, centre = self._centres(q, context)
@@ -156,6 +156,15 @@ class LocalPAttention(Mechanism):
         weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
         return weights * seen * torch.exp((pos - place).square() * (-2 / self.within**2))
 
+    def _widths(self, first: Tensor, last: Tensor, length: int) -> list[int]:
+        """Return how many keys are met by the queries taken together, of which they see from `first` to `last`.
+
+        first, last (B, N, H): columns. On the meta device, where none are known, those of centres all over the text.
+        """
+        if first.is_meta:
+            return [min(self._together + 2 * self.within, length)] * first.shape[1]
+        return (last - first + 1).amax((0, 2)).clamp(max=length).tolist() if len(first) else [0] * first.shape[1]
+
     def _in_order(self, q: Tensor, k: Tensor, v: Tensor, context: Context, place: Tensor, centre: Tensor) -> Tensor:
         """Mix for plain or padded rows, whose columns are positions."""
         length, most = q.shape[1], self._together
@@ -167,10 +176,10 @@ class LocalPAttention(Mechanism):
         starts = torch.arange(0, length, most, device=q.device)
         ends = (starts + most - 1).clamp(max=length - 1)
         first, last = centre[:, starts] - self.within, centre[:, ends] + self.within
-        widths = (last - first + 1).amax((0, 2)).clamp(max=length).tolist() if len(q) else [0] * len(starts)
+        widths = self._widths(first, last, length)
         real = context.tokens.valid
         found = []
-        for i, (start, width) in enumerate(zip(starts.tolist(), widths, strict=True)):
+        for i, (start, width) in enumerate(zip(range(0, length, most), widths, strict=True)):
             part = slice(start, start + most)
             begin = torch.minimum(first[:, i], torch.tensor(length - width, device=q.device)).clamp(min=0)
             columns = begin.unsqueeze(-1) + torch.arange(width, device=q.device)  # (B, H, S)

@@ -157,7 +157,7 @@ class NativeSparseAttention(Mixer):
         """
         tokens, length = context.tokens, x.shape[1]
         begins = state is None or (tokens.first == 0 and context.slots is None)
-        whole = tokens.doc is not None or context.scored or torch.compiler.is_compiling() or is_exporting() or x.is_meta
+        whole = tokens.doc is not None or context.scored or torch.compiler.is_compiling() or is_exporting()
         if whole or not begins or length <= LEAST:  # a graph leaves the length open, and is not asked for it
             return self.reference(x, context, state)
         q, kv = self._projected(x, context)

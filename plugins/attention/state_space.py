@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core import fla
+from ...core import fla, stretched
 from ...core.attention import Declaration, Mixer, is_exporting
 from ...core.component import Site
 from ...core.context import Context
@@ -137,7 +137,7 @@ class StateSpaceAttention(Mixer):
 
     def path(self, tokens: int) -> str:
         """Name the path."""
-        return f"chunks of {CHUNK}"
+        return stretched.path(CHUNK)
 
     def on_cuda(self) -> str:
         """Name the kernels that are there, or say why they are not."""
