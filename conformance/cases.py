@@ -260,8 +260,9 @@ def fits(case: Case) -> bool:
 
 
 def _build(case: Case) -> None:
-    """Build a case, where its kind allows, without allocating anything."""
-    if case.cls.kind in SITED and case.config is not None:
+    """Make a case's config, and build it where its kind allows, without allocating anything."""
+    made = case.config is not None
+    if made and case.cls.kind in SITED:
         with torch.device("meta"):
             case.part.build(site_of(case))
 

@@ -29,17 +29,19 @@ class LmHead(Head):
     class Config:
         """tied: share the embedding's table. vocab_size: the embedding's when left out. bias: on the logits.
 
+        width: of what is scored; the model's when left out, and the table's where it is shared. What is of the model's
+        width is mapped to it, plain where there is no transform.
+
         feedforward: what is added to the hidden states first, each token's on its own (Zaheer et al. 2020). transform:
         map them and activate them (Devlin et al. 2019). transform_bias: on that map. norm: after these. scale: of the
         hidden states that are scored (rsqrt_d_model: d_model^-1/2, Raffel et al. 2020). soft_cap: how far logits may be
         from 0; they near it as a tanh does (Gemma Team 2024).
-
-        A shared table that is narrower than the model is reached by such a map too, plain where there is no transform.
         """
 
         tied: bool = False
         vocab_size: int | None = None
         bias: bool = False
+        width: int | None = None
         feedforward: Annotated[Part | None, "feedforward"] = None
         transform: Activation | None = None
         transform_bias: bool = True
@@ -48,6 +50,10 @@ class LmHead(Head):
         soft_cap: float | None = None
 
         def __post_init__(self) -> None:
+            if self.width is not None and self.width < 1:
+                raise ValueError(f"width: {self.width} is not a width; at least 1")
+            if self.width is not None and self.tied:
+                raise ValueError("width: a tied head scores what is as wide as the embedding's table; leave it out")
             if self.soft_cap is not None and self.soft_cap <= 0.0:
                 raise ValueError(f"soft_cap: {self.soft_cap} leaves logits no room; above 0")
 
@@ -62,7 +68,7 @@ class LmHead(Head):
             raise ValueError(f"tied: a head of {size} tokens can't share a table of {embedding.vocab_size or 'none'}")
         if config.feedforward is not None and config.feedforward.cls.mixes_tokens:
             raise ValueError("feedforward: its neighbours take part, and a head reads each token on its own")
-        width = embedding.table().shape[1] if config.tied else site.d_model
+        width = embedding.table().shape[1] if config.tied else config.width or site.d_model
         mapped = config.transform is not None or width != site.d_model
         self.scale = site.d_model**-0.5 if config.scale == "rsqrt_d_model" else config.scale
         biased = config.transform is not None and config.transform_bias

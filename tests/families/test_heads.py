@@ -273,7 +273,6 @@ def test_every_option_of_a_head_counts(tmp_path: Path, name: str, overrides: lis
         ("BertForMaskedLM", {"add_cross_attention": True}, "add_cross_attention: true is not supported"),
         ("BertForMaskedLM", {"position_embedding_type": "relative_key"}, "'relative_key' is not supported"),
         ("BertForMaskedLM", {"architectures": ["BertForTitles"]}, "'BertForTitles' is not known to the family"),
-        ("BartForCausalLM", {"tie_word_embeddings": False}, "tie_word_embeddings: false is not supported"),
     ],
 )
 def test_what_is_not_read_is_refused(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peers import TOLERANCE, apart, parity
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM, OPTForQuestionAnswering
 from two_sided import broken_by, drawn, sharpened, there_and_back
 
 import transom
@@ -49,3 +49,11 @@ def test_a_table_narrower_than_the_model(tmp_path: Path) -> None:
     theirs = sharpened(OPTForCausalLM(config(do_layer_norm_before=False, word_embed_proj_dim=20)))
     ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 2)
     assert apart(ours(input_ids=ids).logits, theirs(input_ids=ids).logits) < TOLERANCE
+
+
+@torch.no_grad()
+def test_a_span_is_read_off_a_narrow_table_too(tmp_path: Path) -> None:
+    theirs = sharpened(OPTForQuestionAnswering(config(word_embed_proj_dim=20)))
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
+    wanted = theirs(input_ids=ids)
+    assert apart(ours(input_ids=ids).logits, torch.stack([wanted.start_logits, wanted.end_logits], -1)) < TOLERANCE
