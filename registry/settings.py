@@ -32,6 +32,7 @@ class TrainSettings:
     learning rate. `warmup`: steps of linear rise up to it. `schedule`: how it falls afterwards. `min_lr_ratio`: the
     part of `lr` that cosine and linear end at. `weight_decay`, `betas`, `eps`: AdamW's. `grad_clip`: largest gradient
     norm, 0 for no limit. `precision`: of the forward and backward pass. `compile`: whether torch.compile is used.
+    `cuda_graph`: whether a micro batch's kernels are captured once on CUDA, and replayed for all others.
     `checkpoint_activations`: whether activations are computed twice to save memory. `memory_gb`: what a step may hold
     at most, in GB of 10^9 bytes; the first layers compute activations twice, as many as that takes. `seed`: of weights,
     batches and dropout. `eval_every`, `checkpoint_every`, `log_every`: in steps, 0 for never. `keep_checkpoints`: how
@@ -54,6 +55,7 @@ class TrainSettings:
     grad_clip: float = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
+    cuda_graph: bool = False
     checkpoint_activations: bool = False
     memory_gb: float | None = None
     seed: int = 0

@@ -22,12 +22,11 @@ from transom.errors import TrainingError
 from transom.generation import Sampling, generate
 from transom.registry.settings import TrainSettings
 from transom.registry.spec import Spec, parse_spec
-from transom.training import Event, evaluate, load, read_run, setup, train
+from transom.training import Event, evaluate, load, read_run, train
 from transom.training.events import Evaluated, Initialised, Saved, Started, Stepped, Stopped
 from transom.training.metrics import read_metrics
 from transom.training.schedule import learning_rate
 from transom.training.text import writing
-from transom.training.trainer import Trainer
 
 WORDS = ["ape", "bee", "cat", "dog", "eel", "fox", "gnu", "hen"]
 STACK = {
@@ -399,18 +398,3 @@ def test_an_image_classifier_learns(tmp_path: Path) -> None:
     assert run.tokenizer is None
     images = np.zeros((2, 1, 8, 8), np.float32)
     assert load(run)(pixel_values=torch.from_numpy(images)).logits.shape == (2, 10)
-
-
-def test_what_a_step_holds_is_estimated_once(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = Mock(wraps=setup.estimate)
-    monkeypatch.setattr(setup, "estimate", counted)
-    spec = decoder(text, memory_gb=5.6e-4, steps=1)
-    found = setup.estimate(spec, setup.outline(spec)).training
-    assert found is not None
-    assert found.checkpointed == {"decoder": 1}
-    counted.reset_mock()
-    seen = list[int]()
-    monkeypatch.setattr(Trainer, "run", lambda self: seen.append(self.model.decoder.checkpointed))
-    train(spec, tmp_path / "run")
-    assert seen == [1]
-    assert counted.call_count == 1

@@ -21,6 +21,7 @@ from ..registry.marks import BrokenSpec, Problem
 from ..registry.spec import Spec
 from ..registry.weights import fill, last_weights, renewed
 from .events import Initialised
+from .graph import check_graph
 from .precision import check_precision
 from .processes import World
 from .run import read_run
@@ -48,6 +49,8 @@ def check_settings(spec: Spec, world: World) -> Mapping[str, int]:
         problems.append(spec.problem("train.batch_size", message))
     if why := check_precision(settings.precision, world.device):
         problems.append(spec.problem("train.precision", why))
+    if settings.cuda_graph and (why := check_graph(spec, world)):
+        problems.append(spec.problem("train.cuda_graph", why))
     if settings.tensorboard and find_spec("tensorboard") is None:
         message = "TensorBoard is not installed: pip install tensorboard, or leave it out"
         problems.append(spec.problem("train.tensorboard", message))

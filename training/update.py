@@ -14,6 +14,7 @@ from ..core.initialise import seed_of
 from ..core.objective import Prepared
 from ..errors import TrainingError
 from .batches import Batches
+from .graph import CapturedPass
 from .optimizer import adamw
 from .precision import Precision
 from .regions import compile_regions
@@ -36,6 +37,8 @@ class Updater:
         self._runner: nn.Module = step if self._shared is None else self._shared
         if self.settings.compile:
             compile_regions(step)
+        graph = self.settings.cuda_graph
+        self._captured = CapturedPass(self._pass, self.learned, self.world.device) if graph else None
         self._ahead: tuple[int, list[Prepared]] = (0, [])
 
     def update(self, step: int) -> dict[str, float]:
@@ -71,7 +74,10 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.precision.update(self.optimizer)
-        self.optimizer.zero_grad()
+        if self._captured is None:
+            self.optimizer.zero_grad()
+        else:
+            self._captured.clear()
         return figures
 
     def _backward(self, step: int, parts: list[Prepared], scale: Tensor) -> Tensor:
@@ -83,15 +89,23 @@ class Updater:
         for micro, part in enumerate(parts):
             there = moved(part, self.world.device)
             # What is drawn in a pass, by dropout, follows from the step: going on exactly needs no generator's state.
-            torch.manual_seed(seed_of(self.settings.seed, f"pass:{step}:{micro}:{self.world.rank}"))
+            seed = seed_of(self.settings.seed, f"pass:{step}:{micro}:{self.world.rank}")
+            if self._captured is not None:
+                mean += self._captured(there, scale, seed)
+                continue
+            torch.manual_seed(seed)
             with self._apart(last=micro == len(parts) - 1):
-                with self.precision.autocast():
-                    totals, _ = self._runner(there.inputs, there.targets, there.mask, there.others)
-                loss = (totals * scale).sum()
-                # Processes give the mean of their gradients; the step's is their sum.
-                self.precision.backward(loss * self.world.size)
-            mean += loss.detach()
+                mean += self._pass(there, scale)
         return self.world.add_up(mean)
+
+    def _pass(self, there: Prepared, scale: Tensor) -> Tensor:
+        """Leave the gradients of one micro batch in the parameters, and return its loss."""
+        with self.precision.autocast():
+            totals, _ = self._runner(there.inputs, there.targets, there.mask, there.others)
+        loss: Tensor = (totals * scale).sum()
+        # Processes give the mean of their gradients; the step's is their sum.
+        self.precision.backward(loss * self.world.size)
+        return loss.detach()
 
     def _apart(self, last: bool) -> AbstractContextManager[None]:
         """Return the context in which processes exchange gradients only in a step's last backward pass."""
