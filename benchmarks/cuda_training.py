@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from handwritten import Decoder, copy_weights
 from torch import Tensor
 
 from transom.core.losses import linear_cross_entropy
+from transom.core.topology import Topology
 from transom.registry.compose import build_objective, compose
-from transom.registry.spec import load_spec
+from transom.registry.spec import Spec, load_spec
 from transom.training.batches import Batches
+from transom.training.compiled import CompiledStep
 from transom.training.precision import Precision
 from transom.training.processes import World
 from transom.training.step import Step
@@ -128,8 +130,32 @@ def measure_dense(table: Table, rate: float) -> None:
 
     against(table, rate, size, ours, "by hand", trained(*by_hand(model, ids), spec))
     torch.cuda.empty_cache()
+    measure_replayed(table, spec, batches, ours)
+    torch.cuda.empty_cache()
     if (peer := llama(ids)) is not None:
         against(table, rate, size, ours, "transformers", trained(*peer, spec))
+
+
+def measure_replayed(table: Table, spec: Spec, batches: Batches, ours: Callable[[], object]) -> None:
+    """Hold the same step against one whose passes are replayed as a CUDA graph, and their losses against each other."""
+    with CUDA:
+        model = compose(spec).to(CUDA)  # of its own: its gradients stay where the graph puts them
+    batches.settings = replace(spec.train, cuda_graph=True)
+    updater = Updater(Step(model, batches.objective).train(), batches, Precision("bf16", CUDA))
+    batches.settings, figures, taken = spec.train, list[float](), 0
+
+    def replayed() -> None:
+        nonlocal taken
+        taken += 1
+        figures.append(updater.update(taken)["loss"])
+
+    times = timed({"ours": ours, "replayed": replayed}, inner=2)
+    falls = figures[-1] < figures[0]
+    table.add(
+        "the same step, replayed as a CUDA graph", f"{middle(times['replayed']):.1f} ms", "right" if falls else "WRONG",
+        f"{ratio(times['replayed'], times['ours'])} times as fast; the loss goes from {figures[0]:.3f} to "
+        f"{figures[-1]:.3f}",
+    )  # fmt: skip
 
 
 def against(
@@ -192,6 +218,29 @@ def measure_loss(table: Table) -> None:
         )  # fmt: skip
 
 
+def measure_compiled(table: Table, name: str, model: Topology) -> None:
+    """Time a step of compiled layers in a CUDA graph after each past, and hold it against the step as it stands."""
+    compiled, found, worst = CompiledStep(model, ""), {}, 0.0
+    with torch.inference_mode():
+        for past in PASTS:
+            ids = torch.randint(8192, (1, past + 1), device=CUDA)
+            with torch.compiler.set_stance("force_eager"):
+                states = [model(input_ids=ids[:, :past], state=model.empty_state(1, past + 256)).state for _ in "ab"]
+                wanted = model(input_ids=ids[:, past:], state=states[0]).hidden.float()
+            first = compiled(ids[:, past:], states[1])
+            worst = max(worst, float((first.hidden.float() - wanted).abs().max() / wanted.abs().max()))
+
+            def step(state: Any = first.state, token: Tensor = ids[:, past:]) -> None:
+                compiled(token, state)  # whose tensors go on, all of them in place
+
+            found[past] = timed({"step": step}, inner=10)["step"]
+    figures = ", ".join(f"{middle(each):.2f}" for each in found.values())
+    table.add(
+        f"decoding, the same, compiled, {name}, past {', '.join(f'{past:,}' for past in PASTS)}",
+        f"{figures} ms a token", "right" if worst < 0.03 else "WRONG", f"{compiled.path}; off by {worst:.1e} at most",
+    )  # fmt: skip
+
+
 def stepping(model: torch.nn.Module, state: Any, token: Tensor) -> Callable[[], None]:
     """Return a step that goes on from where the last one ended."""
 
@@ -223,6 +272,7 @@ def measure_decoding(table: Table) -> None:
                 state = model(input_ids=ids[:, :past], state=model.empty_state(1)).state
 
                 found[past] = timed({"step": stepping(model, state, ids[:, past:])}, inner=10)["step"]
+        measure_compiled(table, name, model)
         x, y = np.log(np.array(pasts)), np.log(np.array([middle(each) for each in found.values()]))
         figures = ", ".join(f"{middle(each):.2f}" for each in found.values())
         table.add(

@@ -112,6 +112,10 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End at this text; may be given several times.")] = None,
     draft: Annotated[Path | None, typer.Option(metavar="RUN", help="A cheaper run that proposes tokens.")] = None,
     ahead: Annotated[int, typer.Option(help="How many tokens it proposes at a time.")] = 4,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where a run's model computes.")] = "cpu",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile a run's layers: the first steps take longer, the others less.")
+    ] = False,
 ) -> None:
     """Write text that continues one or more prompts, with a run or with an exported folder.
 
@@ -131,7 +135,8 @@ def generate(
         stop=tuple(stop or ()),
     )
     with writer(prompts) as on_text:
-        write(run, prompts, sampling, on_text, None if draft is None else (draft, ahead))
+        how = (lambda path: notes().print(f"steps: {path}")) if compiled else None
+        write(run, prompts, sampling, on_text, None if draft is None else (draft, ahead), device=device, compiled=how)
 
 
 app.command(name="import")(importing)

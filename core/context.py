@@ -30,6 +30,7 @@ class Context:
     the slots in use are known to be the columns so far, and all are real: these are `past` and the new tokens.
     `used`: how many slots are in use with the new tokens, where such a state is written in place: no more are read.
     `choices`: records what attentions choose by content, or says what they choose, where someone asks.
+    `steady`: whether new entries are written to `slots` in place.
     """
 
     tokens: Tokens
@@ -46,6 +47,7 @@ class Context:
     slots: Tokens | None = None
     used: int | None = None
     choices: Choices | None = None
+    steady: bool = False
 
     @property
     def scored(self) -> bool:
@@ -91,7 +93,7 @@ class Context:
 
         old (B, S, ...) and new (B, T, ...), alike but for S and T; `dim`: where these stand. They are put behind each
         other, (B, S + T, ...), or new is written to its slots of old, (B, S, ...), where there are slots; of these,
-        those in use are returned, (B, `used`, ...), where old is written in place.
+        those in use are returned, (B, `used`, ...), where they are known and old is written in place.
         """
         if self.used is not None:
             after = old.narrow(dim, 0, self.used)
@@ -101,7 +103,8 @@ class Context:
             else:
                 after.scatter_(dim, self._places(new, dim), new)
         elif self.slots is not None:
-            after = old.scatter(dim, self._places(new, dim), new)
+            places = self._places(new, dim)
+            after = old.scatter_(dim, places, new) if self.steady else old.scatter(dim, places, new)
         else:
             return torch.cat([old, new], dim=dim)
         if self.written is not None:

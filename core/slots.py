@@ -81,7 +81,8 @@ def run_in_slots(
     try:
         x, after = block(x, contexts, before)
     except Exception as error:  # whatever a part makes of keys that are more than it is told of
-        if grown and len(written) == count:
+        # A compiled part's own words say more: what it is made of need not have run.
+        if grown and len(written) == count and not contexts["attention"].steady:
             raise _longer(where, grown[0]) from error
         raise
     for entry in grown:
@@ -109,6 +110,11 @@ def widened(state: State, declared: Declared, room: int) -> State:
             sizes[dim] = room - sizes[dim]
             tensors[name] = torch.cat([old, old.new_full(sizes, rule.fill)], dim=dim)
     return replace(state, tensors=tensors, room=room)
+
+
+def steady(state: State) -> State:
+    """Return a state with room, of which each step of one token does the same as the one before: for no gradients."""
+    return replace(state, columns=0, padded=UNCOUNTED, steady=True)
 
 
 def in_place(state: State | None) -> bool:

@@ -206,6 +206,7 @@ class Stack(nn.Module):
         return Context(
             tokens, self.site.causal, past, None if state is None else state.seen, positions=self._positions,
             weights=watch.weights, choices=watch.choices, slots=slots, used=used,
+            steady=state is not None and state.steady,
             asked=0 if tokens is own else tokens.pos.shape[1] - own.pos.shape[1],
             written=None if state is None or state.room is None else [],
         )  # fmt: skip
@@ -288,7 +289,9 @@ class Stack(nn.Module):
         pos = torch.arange(count, device=new.pos.device).unsqueeze(0)
         if not self._marks:
             return Tokens(pos)
-        write = Context(new, self.site.causal, slots=Tokens(pos), seen=state.seen, used=used).append
+        write = Context(
+            new, self.site.causal, slots=Tokens(pos), seen=state.seen, used=used, steady=state.steady
+        ).append
         zeros = torch.zeros_like(new.pos)
         marks = {n: write(state.tensors[mark_name(n)], new.marks.get(n, zeros)) for n in self._marks}
         return Tokens(pos, marks=marks)
@@ -319,7 +322,7 @@ class Stack(nn.Module):
                 tensors[mark_name(name)] = torch.cat([state.tensors[mark_name(name)], mark], dim=1)
         columns = state.columns + tokens.pos.shape[1]
         padded = state.padded if mask is None else columns
-        return State(tensors, columns, padded, state.rewinder, state.room)  # `replace` takes longer
+        return State(tensors, columns, padded, state.rewinder, state.room, state.steady)  # `replace` takes longer
 
     def _check(self, x: Tensor, mask: Tensor | None, doc: Tensor | None, state: State | None) -> Tensor | None:
         if is_exporting():

@@ -75,6 +75,7 @@ class State:
     declares that it can. `room`: for how many columns there is room; what `append` declares then has that length from
     the start, and token i of a row stands in slot i. A step writes to the slots of its tokens, and uses up the state
     that it is given: to go back, go on from a `fork`. None: each step makes it longer, and leaves what it was given.
+    `steady`: whether a step reads all slots, in use or not, and writes to them in place, so that it is like any other.
     """
 
     tensors: dict[str, Tensor]
@@ -82,6 +83,7 @@ class State:
     padded: int = 0
     rewinder: Callable[[State, Tensor], State] | None = None
     room: int | None = None
+    steady: bool = False
 
     @property
     def seen(self) -> Tensor:

@@ -11,24 +11,33 @@ from ..core.block import Block
 
 GRAPHS_A_LAYER = 4
 """Graphs that one kind of layer may need: where it comes first and where it follows, in training and in evaluation."""
+ROOMS = 20
+"""How often a state's room is doubled at most: steps with a state have graphs of their own for each room."""
 
 
-def compile_regions(model: nn.Module) -> None:
-    """Have every block of a model compiled, and leave the rest of it as it is.
+def compile_regions(model: nn.Module, *, steps: bool = False) -> str:
+    """Have every block of a model compiled, leave the rest of it as it is, and say how many are.
 
     A block is compiled once for all layers that are alike, whatever their number; where the first layer of a pass makes
     what the others share (masks), it has a graph of its own. Blocks whose attention
-    declares that it can't be compiled stay as they are; any other that can't is an error of torch's.
+    declares that it can't be compiled stay as they are; any other that can't is an error of torch's. `steps`: whether
+    all that is run are steps of a size: graphs then leave none open.
     """
     import torch._dynamo.config as limits  # which brings torch's compiler with it
 
     blocks = {block: _attentions(block) for block in model.modules() if isinstance(block, Block)}
     kinds = {repr(block) for block in blocks}
     settings: Any = limits
-    settings.recompile_limit = max(settings.recompile_limit, GRAPHS_A_LAYER * len(kinds))
+    most = GRAPHS_A_LAYER * len(kinds) * (ROOMS if steps else 1)
+    settings.recompile_limit = max(settings.recompile_limit, most)
+    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, most)
+    done = 0
     for block, attentions in blocks.items():
         if not any("compile" in each.declares.lacks for each in attentions):
-            block.compile(fullgraph=all(each.in_one_graph() for each in attentions))
+            whole = all(each.in_one_graph() for each in attentions)
+            block.compile(fullgraph=whole, dynamic=False if steps else None)
+            done += 1
+    return f"{done} of {len(blocks)} layers compiled"
 
 
 def _attentions(block: Block) -> list[Attention]:

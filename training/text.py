@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..core.data import TextField
 from ..core.stack import Stack
@@ -17,6 +19,7 @@ from ..core.topology import Output, Topology
 from ..data import Tokenizer
 from ..errors import CheckpointError, InputError
 from ..registry.compose import build_data
+from .compiled import CompiledStep
 from .run import AnyRun, load, read_run
 
 Ids = NDArray[np.int64]
@@ -28,9 +31,14 @@ class Stepper:
     prefix = ""
     spare = 256  # columns that a state has room for beyond those that it needs, at least
 
-    def __init__(self, model: Topology, vocab_size: int) -> None:
-        """`vocab_size`: of the tokenizer; logits that the model has beyond it stand for nothing."""
+    def __init__(self, model: Topology, vocab_size: int, *, compiled: bool = False) -> None:
+        """`vocab_size`: of the tokenizer; logits that the model has beyond it stand for nothing.
+
+        `compiled`: whether steps of one token a row are taken by `CompiledStep`; those of several never are.
+        """
         self.model = model
+        self.device = next(model.parameters()).device
+        self.compiled = CompiledStep(model, self.prefix) if compiled else None
         self.max_seq_len: int = model.spec.model.max_seq_len
         self.vocab_size = vocab_size
         self.edges = {edge for stack in model.modules() if isinstance(stack, Stack) for edge in stack.edges}
@@ -49,15 +57,15 @@ class Stepper:
         if attention_mask is None:
             last = out.hidden[:, -1:]
         else:
-            column = (torch.from_numpy(attention_mask).sum(1) - 1).clamp(min=0)
-            last = out.hidden[torch.arange(len(column)), column].unsqueeze(1)
-        return self.model.head(last)[:, 0, : self.vocab_size].float().numpy(), out.state
+            column = (self._there(attention_mask).sum(1) - 1).clamp(min=0)
+            last = out.hidden[torch.arange(len(column), device=self.device), column].unsqueeze(1)
+        return self.model.head(last)[:, 0, : self.vocab_size].float().cpu().numpy(), out.state
 
     @torch.inference_mode()
     def score(self, input_ids: Ids, attention_mask: Ids | None, state: Any) -> tuple[NDArray[np.float32], Any]:
         """Do as `step` does, and return the logits (B, T, V) after each token."""
         out = self._run(input_ids, attention_mask, state, logits=True)
-        return out.logits[..., : self.vocab_size].float().numpy(), out.state
+        return out.logits[..., : self.vocab_size].float().cpu().numpy(), out.state
 
     @torch.inference_mode()
     def rewind(self, state: State, dropped: Ids, before: State, input_ids: Ids, attention_mask: Ids) -> State:
@@ -66,7 +74,7 @@ class Stepper:
         A state that a layer forgets in is made again, of `before` and what is kept.
         """
         if state.rewinder is not None:
-            return state.rewind(torch.from_numpy(dropped))
+            return state.rewind(self._there(dropped))
         behind = attention_mask[:, ::-1].cumsum(1)[:, ::-1]
         kept = attention_mask * (behind > dropped[:, None])
         width = 1 + max(np.flatnonzero(kept.any(0)).tolist(), default=0)
@@ -75,15 +83,23 @@ class Stepper:
         return again
 
     def _run(self, input_ids: Ids, attention_mask: Ids | None, state: State, *, logits: bool) -> Output:
-        inputs = {self.prefix + "input_ids": torch.from_numpy(input_ids)}
+        ids = self._there(input_ids)
+        inputs = {self.prefix + "input_ids": ids}
         if attention_mask is not None:
-            inputs[self.prefix + "attention_mask"] = torch.from_numpy(attention_mask)
+            inputs[self.prefix + "attention_mask"] = self._there(attention_mask)
         columns = state.columns + input_ids.shape[1]
         assert state.room is not None
         if columns > state.room:  # twice the room each time: a token is copied once or twice on the whole
             state = self.model.widen(state, max(columns + self.spare, 2 * state.room))
-        out: Output = self.model(**inputs, state=state, logits=logits)
-        return out
+        if self.compiled is None:
+            return cast(Output, self.model(**inputs, state=state, logits=logits))
+        if not logits and self.compiled.serves(ids, inputs, state):
+            return self.compiled(ids, state)
+        with torch.compiler.set_stance("force_eager"):  # any length would have a graph of its own
+            return cast(Output, self.model(**inputs, state=state, logits=logits))
+
+    def _there(self, array: Ids) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
 
 class SourceStepper(Stepper):
@@ -91,17 +107,22 @@ class SourceStepper(Stepper):
 
     prefix = "decoder_"
 
-    def __init__(self, model: Topology, vocab_size: int, sources: Sequence[Sequence[int]]) -> None:
-        super().__init__(model, vocab_size)
-        width = max(map(len, sources))
-        self.ids = torch.tensor([[*source, *[0] * (width - len(source))] for source in sources])
-        self.mask = torch.tensor([[1] * len(source) + [0] * (width - len(source)) for source in sources])
+    def __init__(
+        self, model: Topology, vocab_size: int, sources: Sequence[Sequence[int]], *, compiled: bool = False
+    ) -> None:
+        super().__init__(model, vocab_size, compiled=compiled)
+        width, device = max(map(len, sources)), self.device
+        self.ids = torch.tensor([[*source, *[0] * (width - len(source))] for source in sources], device=device)
+        self.mask = torch.tensor([[1] * len(source) + [0] * (width - len(source)) for source in sources], device=device)
 
     @torch.inference_mode()
     def start(self, batch: int) -> State:
         """Return the state after the sources were read."""
         assert batch == len(self.ids)
-        started: State = self.model.start(input_ids=self.ids, attention_mask=self.mask, room=0)  # type: ignore[operator]
+        with nullcontext() if self.compiled is None else torch.compiler.set_stance("force_eager"):
+            started: State = self.model.start(  # type: ignore[operator]
+                input_ids=self.ids, attention_mask=self.mask, room=0
+            )
         return started
 
 
@@ -136,15 +157,19 @@ def drafting(run: AnyRun, ready: Writing) -> Stepper:
     return stepper
 
 
-def writing(run: AnyRun, prompts: Sequence[str]) -> Writing:
+def writing(run: AnyRun, prompts: Sequence[str], *, device: str = "cpu", compiled: bool = False) -> Writing:
     """Return how a run's model continues prompts; one that reads a source takes each prompt as such.
+
+    `device`: where the model is put. `compiled`: whether its steps are (see `CompiledStep`).
 
     Raises:
         CheckpointError: the folder is no run, has no weights, or its model does not write text.
-        InputError: a source is longer than the model reads.
+        InputError: a source is longer than the model reads, or there is no such device.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: PyTorch sees no CUDA device here: use cpu")
     found = read_run(run)
-    model, tokenizer = load(found), found.tokenizer
+    model, tokenizer = load(found).to(device), found.tokenizer
     if not model.generates or tokenizer is None:
         why = "its data is no text" if model.generates else f"topology '{model.name}' gives no next tokens"
         raise CheckpointError(f"{found.folder}: can't write text: {why}")
@@ -153,11 +178,12 @@ def writing(run: AnyRun, prompts: Sequence[str]) -> Writing:
     if len(model.stacks) == 1:
         field = next(field for field in build_data(found.spec).fields.values() if isinstance(field, TextField))
         begun = [[vocabulary.bos, *row] if field.opened else row for row in rows]
-        return Writing(Stepper(model, vocabulary.size), begun, tokenizer, vocabulary.ends)
+        stepper = Stepper(model, vocabulary.size, compiled=compiled)
+        return Writing(stepper, begun, tokenizer, vocabulary.ends)
     sources = [[*row, vocabulary.eos] for row in rows]
     most = found.spec.model.max_seq_len
     for number, source in enumerate(sources):
         if len(source) > most:
             raise InputError(f"prompt {number} has {len(source)} tokens, but the model reads {most} (max_seq_len)")
-    stepper = SourceStepper(model, vocabulary.size, sources or [[vocabulary.eos]])
-    return Writing(stepper, [[vocabulary.bos] for _ in rows], tokenizer, vocabulary.ends)
+    reader = SourceStepper(model, vocabulary.size, sources or [[vocabulary.eos]], compiled=compiled)
+    return Writing(reader, [[vocabulary.bos] for _ in rows], tokenizer, vocabulary.ends)
