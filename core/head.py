@@ -32,6 +32,11 @@ class Head(nn.Module, Component, ABC):
         """Say whether what it gives a sequence is a vector that stands for it, not scores."""
         return False
 
+    @property
+    def reads_all(self) -> bool:
+        """Say whether it needs all tokens of a sequence at once: of the later ones alone it gives something else."""
+        return not self.per_token
+
     @abstractmethod
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits, (B, T, V) per token or (B, V) per sequence, for hidden (B, T, C); mask (B, T): real tokens."""

@@ -187,13 +187,28 @@ class Topology(nn.Module, Component, ABC):
         """Return the first head of the last stack, which objectives train unless they name others."""
         return cast(Head, self.heads[self._answering[0]])
 
-    def read_heads(self, hidden: Tensor, mask: Tensor | None) -> Any:
+    def read_heads(self, hidden: Tensor, mask: Tensor | None, state: State | None = None) -> Any:
         """Return the logits of every head of the last stack, for its hidden (B, T, C) and mask (B, T).
 
         A tensor for one, a map by the heads' names for several: (B, T, V), or (B, V) from a head of whole sequences.
+        state: what holds the tokens that came before these, where they are of one sequence.
+
+        Raises:
+            InputError: tokens came before, and a head needs all of a sequence at once.
         """
+        if state is not None and state.columns:
+            self._refuse_heads(state.columns)
         logits = {name: self.heads[name](hidden, mask) for name in self._answering}
         return next(iter(logits.values())) if len(logits) == 1 else logits
+
+    def _refuse_heads(self, before: int) -> None:
+        for name in self._answering:
+            head = cast(Head, self.heads[name])
+            if head.reads_all:
+                raise InputError(
+                    f"head '{name}' ({head.name}) needs all tokens of a text at once, and {before} came before these: "
+                    "give the text in one call, let the head pool the last token, or leave heads out (logits=False)"
+                )
 
     def read_last(self, hidden: Tensor, mask: Tensor | None) -> Any:
         """Return what `read_heads` does, but of each row's last real token alone: (B, 1, V) from a head per token.

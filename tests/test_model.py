@@ -10,7 +10,7 @@ from torch import nn
 
 import transom
 from transom.core.initialise import initialise
-from transom.errors import PluginError
+from transom.errors import InputError, PluginError
 from transom.registry.spec import parse_spec
 
 BASE = """
@@ -56,6 +56,34 @@ def test_several_heads_give_a_map_of_logits():
     model = model_of(head="{words: {kind: lm}, topic: {kind: classifier, n_classes: 5}}")
     logits = model(input_ids=ids(2, 7)).logits
     assert {name: tuple(t.shape) for name, t in logits.items()} == {"words": (2, 7, 61), "topic": (2, 5)}
+
+
+WHOLE = (
+    "{kind: classifier, n_classes: 3, pool: first}",
+    "{kind: classifier, n_classes: 3}",
+    "{kind: pooled, pool: max}",
+)
+
+
+@pytest.mark.parametrize("head", WHOLE)
+@pytest.mark.parametrize("topology", ["decoder", "encoder_decoder"])
+def test_a_head_of_whole_texts_is_not_read_off_a_later_chunk(topology, head):
+    more = SEQ2SEQ if topology == "encoder_decoder" else ""
+    model = model_of(topology, position="t5_bias", head=f"{{words: {{kind: lm}}, whole: {head}}}", more=more)
+    name, text = "input_ids" if topology == "decoder" else "decoder_input_ids", ids(2, 9)
+    state = model.empty_state(2) if topology == "decoder" else model.start(input_ids=ids(2, 5))
+    first = model(**{name: text[:, :4]}, state=state)
+    assert first.logits["whole"].shape[0] == 2  # all that there is
+    with pytest.raises(InputError, match=r"head 'whole' \((classifier|pooled)\) needs all tokens.* 4 came before"):
+        model(**{name: text[:, 4:]}, state=first.state)
+    assert model(**{name: text[:, 4:]}, state=first.state, logits=False).logits is None
+
+
+def test_a_head_that_pools_the_last_token_steps():
+    model = model_of(head="{kind: classifier, n_classes: 3, pool: last}")
+    text = ids(2, 9)
+    first = model(input_ids=text[:, :4], state=model.empty_state(2))
+    torch.testing.assert_close(model(input_ids=text[:, 4:], state=first.state).logits, model(input_ids=text).logits)
 
 
 @pytest.mark.parametrize("attention", ["{kind: full, n_heads: 3}", "{kind: local, n_heads: 3, window: 3}"])

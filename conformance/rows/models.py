@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from ...core.state import State
 from ...core.topology import Graph, Topology
+from ...errors import InputError
 from ...registry.compose import compose
 from ...registry.spec import dump_spec, parse_spec
 from ..cases import D_MODEL, with_option
-from ..companions import hooked, text_embedding
+from ..companions import bases, hooked, text_embedding
 from ..places import Cases, once, with_heads
 from ..registered import row
 from ..specs import Draft
@@ -190,6 +192,21 @@ def a_model_in_steps(subject: Subject, trial: Trial) -> None:
             state = out.state
             found.append(out.logits)
         trial.close(torch.cat(found, dim=1), want.logits, what="the logits in steps")
+
+
+@row(10, "no step of a head that needs all tokens", kinds=("topology",), excuse=_unless_generates,
+     places=lambda cases: once([case for case in cases if case.cls.generates]))  # fmt: skip
+@torch.no_grad()
+def a_head_of_whole_sequences(subject: Subject, trial: Trial) -> None:
+    pooling = next(case for case in bases("head") if not case.cls.per_token)
+    model = _model(replace(subject, beside=pooling))
+    inputs = _inputs(model, 2, trial.size("length", (5,), least=2))
+    state, name = _begun(model, inputs, None), _written(inputs)
+    first = model(**{name: inputs[name][:, :1]}, state=state)
+    later = {name: inputs[name][:, 1:]}
+    what = "a head that needs all tokens, read off the later ones"
+    trial.raises(InputError, lambda: model(**later, state=first.state.fork()), what)
+    trial.holds(model(**later, state=first.state, logits=False).logits is None, "heads that are left out give logits")
 
 
 @row(11, "a model's state moves by rows", kinds=("topology",), excuse=_unless_generates,

@@ -55,6 +55,11 @@ class ClassifierHead(Head):
         """Say that it gives vectors where it has no classes to score."""
         return self.out is None
 
+    @property
+    def reads_all(self) -> bool:
+        """Say whether it pools more than the last token."""
+        return self.config.pool != "last"
+
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits (B, n_classes) for hidden (B, T, C), mask (B, T); a row without real tokens pools to 0."""
         return self._scores(pooled(self.config.pool, hidden, mask))

@@ -41,6 +41,11 @@ class PooledHead(Head):
         """Say that it gives vectors."""
         return True
 
+    @property
+    def reads_all(self) -> bool:
+        """Say whether it pools more than the last token."""
+        return self.config.pool != "last"
+
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return vectors (B, C) for hidden (B, T, C), mask (B, T); a row without real tokens pools to 0."""
         vector = pooled(self.config.pool, hidden, mask)

@@ -47,7 +47,7 @@ class DecoderTopology(Topology):
             state=state,
             watch=watch,
         )
-        read = self.read_heads(hidden, attention_mask) if logits else None
+        read = self.read_heads(hidden, attention_mask, state) if logits else None
         return Output(read, hidden, after, watch.shown)
 
     def declared(self) -> Declared:

@@ -73,7 +73,7 @@ class EncoderDecoderTopology(Topology):
             memory=memory,
             watch=watch,
         )
-        read = self.read_heads(hidden, decoder_attention_mask) if logits else None
+        read = self.read_heads(hidden, decoder_attention_mask, state) if logits else None
         return Output(read, hidden, after, watch.shown)
 
     def start(self, *, attention_mask: Tensor | None = None, room: int | None = None, **inputs: Tensor) -> State:

@@ -25,8 +25,16 @@ class DropsItsMask(DECODER):
 class HeadsWithoutMask(ENCODER):
     """Heads are read without the mask: one of whole sequences pools padding."""
 
-    def read_heads(self, hidden, mask):
-        return super().read_heads(hidden, None)
+    def read_heads(self, hidden, mask, state=None):
+        return super().read_heads(hidden, None, state)
+
+
+@planted(10, "a head that needs all tokens, read off the later ones")
+class PoolsWhatIsNew(DECODER):
+    """Heads are read without the state: one of whole sequences pools the tokens of the last chunk alone."""
+
+    def read_heads(self, hidden, mask, state=None):
+        return super().read_heads(hidden, mask)
 
 
 @planted(10, "the logits differs")
