@@ -18,10 +18,11 @@ from torch import Tensor
 from transom.core.losses import linear_cross_entropy
 from transom.core.topology import Topology
 from transom.registry.compose import build_objective, compose
+from transom.registry.settings import TrainSettings
 from transom.registry.spec import Spec, load_spec
 from transom.training.batches import Batches
 from transom.training.compiled import CompiledStep
-from transom.training.precision import Precision
+from transom.training.precision import Precision, check_precision
 from transom.training.processes import World
 from transom.training.step import Step
 from transom.training.update import Updater
@@ -130,30 +131,43 @@ def measure_dense(table: Table, rate: float) -> None:
 
     against(table, rate, size, ours, "by hand", trained(*by_hand(model, ids), spec))
     torch.cuda.empty_cache()
-    measure_replayed(table, spec, batches, ours)
+    measure_other(table, spec, batches, ours, "replayed as a CUDA graph", "bf16", replace(spec.train, cuda_graph=True))
+    torch.cuda.empty_cache()
+    if (why := check_precision("float8", CUDA)) is None:
+        measure_other(table, spec, batches, ours, "in float8", "float8", replace(spec.train, precision="float8"))
+    else:
+        table.add("the same step, in float8", "left out", "", why)
     torch.cuda.empty_cache()
     if (peer := llama(ids)) is not None:
         against(table, rate, size, ours, "transformers", trained(*peer, spec))
 
 
-def measure_replayed(table: Table, spec: Spec, batches: Batches, ours: Callable[[], object]) -> None:
-    """Hold the same step against one whose passes are replayed as a CUDA graph, and their losses against each other."""
+def measure_other(
+    table: Table,
+    spec: Spec,
+    batches: Batches,
+    ours: Callable[[], object],
+    name: str,
+    precision: str,
+    settings: TrainSettings,
+) -> None:
+    """Hold the same step against one with other settings, whose loss has to fall."""
     with CUDA:
         model = compose(spec).to(CUDA)  # of its own: its gradients stay where the graph puts them
-    batches.settings = replace(spec.train, cuda_graph=True)
-    updater = Updater(Step(model, batches.objective).train(), batches, Precision("bf16", CUDA))
+    batches.settings = settings
+    updater = Updater(Step(model, batches.objective).train(), batches, Precision(precision, CUDA))
     batches.settings, figures, taken = spec.train, list[float](), 0
 
-    def replayed() -> None:
+    def other() -> None:
         nonlocal taken
         taken += 1
         figures.append(updater.update(taken)["loss"])
 
-    times = timed({"ours": ours, "replayed": replayed}, inner=2)
+    times = timed({"ours": ours, "other": other}, inner=2)
     falls = figures[-1] < figures[0]
     table.add(
-        "the same step, replayed as a CUDA graph", f"{middle(times['replayed']):.1f} ms", "right" if falls else "WRONG",
-        f"{ratio(times['replayed'], times['ours'])} times as fast; the loss goes from {figures[0]:.3f} to "
+        f"the same step, {name}", f"{middle(times['other']):.1f} ms", "right" if falls else "WRONG",
+        f"{ratio(times['other'], times['ours'])} times as fast; the loss goes from {figures[0]:.3f} to "
         f"{figures[-1]:.3f}",
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from .meter import CpuKernels, Meter
 from .spec import Spec
 from .timeline import Segment, Timeline, inputs_of, meta, most_alive
 
-LOW = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+LOW = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "float8": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,15 +31,15 @@ class TrainSettings:
     `steps`: optimizer steps. `batch_size`: rows in one micro batch. `accumulate`: micro batches in one step. `lr`: peak
     learning rate. `warmup`: steps of linear rise up to it. `schedule`: how it falls afterwards. `min_lr_ratio`: the
     part of `lr` that cosine and linear end at. `weight_decay`, `betas`, `eps`: AdamW's. `grad_clip`: largest gradient
-    norm, 0 for no limit. `precision`: of the forward and backward pass. `compile`: whether torch.compile is used.
-    `cuda_graph`: whether a micro batch's kernels are captured once on CUDA, and replayed for all others.
-    `checkpoint_activations`: whether activations are computed twice to save memory. `memory_gb`: what a step may hold
-    at most, in GB of 10^9 bytes; the first layers compute activations twice, as many as that takes. `seed`: of weights,
-    batches and dropout. `eval_every`, `checkpoint_every`, `log_every`: in steps, 0 for never. `keep_checkpoints`: how
-    many of the newest stay. `early_stop`: evaluations without improvement that end the run, 0 for none. `init`: a run
-    folder whose weights are the start. `freeze`: glob patterns of parameter names that stay as they are. `threads`: CPU
-    threads, null for PyTorch's choice. `device`: where to train. `tensorboard`: whether figures are written for
-    TensorBoard too.
+    norm, 0 for no limit. `precision`: of the forward and backward pass; `float8` is bf16 with the products of
+    projections in 8 bits. `compile`: whether torch.compile is used. `cuda_graph`: whether a micro batch's kernels are
+    captured once on CUDA, and replayed for all others. `checkpoint_activations`: whether activations are computed twice
+    to save memory. `memory_gb`: what a step may hold at most, in GB of 10^9 bytes; the first layers compute activations
+    twice, as many as that takes. `seed`: of weights, batches and dropout. `eval_every`, `checkpoint_every`,
+    `log_every`: in steps, 0 for never. `keep_checkpoints`: how many of the newest stay. `early_stop`: evaluations
+    without improvement that end the run, 0 for none. `init`: a run folder whose weights are the start. `freeze`: glob
+    patterns of parameter names that stay as they are. `threads`: CPU threads, null for PyTorch's choice. `device`:
+    where to train. `tensorboard`: whether figures are written for TensorBoard too.
     """
 
     steps: int = 1000
@@ -53,7 +53,7 @@ class TrainSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     grad_clip: float = 1.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "float8"] = "fp32"
     compile: bool = False
     cuda_graph: bool = False
     checkpoint_activations: bool = False

@@ -125,4 +125,6 @@ def evaluate(run: AnyRun) -> dict[str, float]:
         model = load(found)
         dataset, objective = prepare_data(spec, found.folder)
         step = Step(model, objective).to(here.device)
-        return measure(step, dataset, spec.train, Precision(spec.train.precision, here.device), here)
+        precision = Precision(spec.train.precision, here.device)
+        precision.convert(step)
+        return measure(step, dataset, spec.train, precision, here)

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import TrainingError
+from . import float8
 
 SMALLEST_SCALE = 1e-4
 """A loss scale below this has been halved about thirty times running: the gradients will never be finite."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "float8": torch.bfloat16}
 
 
 class Precision:
@@ -23,6 +24,7 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
         self.device = device
         self.dtype = DTYPES[name]
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
@@ -31,6 +33,11 @@ class Precision:
     def scales(self) -> bool:
         """Whether losses are scaled, so that gradients may overflow now and then."""
         return self.scaler.is_enabled()
+
+    def convert(self, model: nn.Module) -> None:
+        """Have a model's projections multiply in 8 bits where the precision says so."""
+        if self.name == "float8":
+            float8.multiply_in_float8(model)
 
     def autocast(self) -> torch.autocast:
         """Return the context that a forward pass runs in."""
@@ -66,6 +73,8 @@ class Precision:
 
 def check_precision(name: str, device: torch.device) -> str | None:
     """Say why a device can't train in a precision, or None when it can."""
+    if name == "float8":
+        return float8.missing(device)
     if device.type == "cuda" and name == "bf16" and not torch.cuda.is_bf16_supported():
         return f"{torch.cuda.get_device_name(device)} has no bf16: use fp16 or fp32"
     return None

@@ -21,6 +21,7 @@ from ..registry.marks import BrokenSpec, Problem
 from ..registry.spec import Spec
 from ..registry.weights import fill, last_weights, renewed
 from .events import Initialised
+from .float8 import EVEN, fits
 from .graph import check_graph
 from .precision import check_precision
 from .processes import World
@@ -59,7 +60,11 @@ def check_settings(spec: Spec, world: World) -> Mapping[str, int]:
     check_batch(spec)
     own = _share(spec, world.size)
     check_activations(own, world.device)
-    found = estimate(own, outline(own))
+    model = outline(own)
+    if settings.precision == "float8" and not any(map(fits, model.modules())):
+        message = f"no map of this model has sizes that are multiples of {EVEN}, which float8 needs: use bf16"
+        raise BrokenSpec([spec.problem("train.precision", message)])
+    found = estimate(own, model)
     cost = found.training
     if cost is None and settings.memory_gb is not None:
         why = "; ".join(found.notes)

@@ -35,6 +35,7 @@ class Updater:
         self.optimizer = adamw(step, self.settings)
         self._shared = DistributedDataParallel(step) if self.world.size > 1 else None
         self._runner: nn.Module = step if self._shared is None else self._shared
+        precision.convert(step)
         if self.settings.compile:
             compile_regions(step)
         graph = self.settings.cuda_graph
