@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from torch import Tensor
 from transom.core.losses import linear_cross_entropy
 from transom.core.topology import Topology
 from transom.registry.compose import build_objective, compose
-from transom.registry.settings import TrainSettings
 from transom.registry.spec import Spec, load_spec
 from transom.training.batches import Batches
 from transom.training.compiled import CompiledStep
@@ -104,72 +103,66 @@ def llama(ids: Tensor) -> tuple[torch.nn.Module, Callable[[], Tensor]] | None:
     return model, lambda: run(input_ids=ids[:, :-1], labels=ids[:, :-1]).loss
 
 
-def measure_dense(table: Table, rate: float) -> None:
-    """Train a dense model of a billion parameters, against the same by hand and transformers, all compiled."""
+def dense(*overrides: str) -> tuple[Spec, torch.nn.Module, Callable[[], float]]:
+    """Return the dense model of a billion parameters, and its training step, which gives the loss."""
     attention = f"{{kind: full, n_heads: {HEADS}, n_kv_heads: {HEADS}}}"
     spec = load_spec("tiny_gpt", [
         f"model.d_model={WIDTH}", f"model.max_seq_len={LENGTH}", f"model.embedding.vocab_size={WORDS}",
         f"model.layer.attention={attention}", f"model.layer.feedforward.d_ff={FEEDFORWARD}",
         f"model.layers=[{{repeat: {DEPTH}}}]", f"train.batch_size={BATCH}", "train.steps=100000",
-        "train.precision=bf16", "train.compile=true",
+        "train.precision=bf16", "train.compile=true", *overrides,
     ])  # fmt: skip
     torch.manual_seed(0)
     with CUDA:
         model = compose(spec).to(CUDA)
-    rows = np.random.default_rng(0).integers(WORDS, size=(BATCH, LENGTH + 1))
-    ids = torch.from_numpy(rows).to(CUDA)
-    size = sum(p.numel() for p in model.parameters())
-    world = World(CUDA)
-    batches = Batches(Rows(rows), build_objective(spec, None), spec.train, world)  # type: ignore[arg-type]
-    updater = Updater(Step(model, batches.objective).train(), batches, Precision("bf16", CUDA))
+    batches = Batches(Rows(rows()), build_objective(spec, None), spec.train, World(CUDA))  # type: ignore[arg-type]
+    updater = Updater(Step(model, batches.objective).train(), batches, Precision(spec.train.precision, CUDA))
     taken = 0
 
-    def ours() -> None:
+    def step() -> float:
         nonlocal taken
         taken += 1
-        updater.update(taken)
+        return updater.update(taken)["loss"]
 
+    return spec, model, step
+
+
+def rows() -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the batch that the dense model is trained on."""
+    return np.random.default_rng(0).integers(WORDS, size=(BATCH, LENGTH + 1))
+
+
+def measure_dense(table: Table, rate: float) -> None:
+    """Train a dense model of a billion parameters, against the same by hand and transformers, all compiled."""
+    spec, model, ours = dense()
+    ids, size = torch.from_numpy(rows()).to(CUDA), sum(p.numel() for p in model.parameters())
     against(table, rate, size, ours, "by hand", trained(*by_hand(model, ids), spec))
-    torch.cuda.empty_cache()
-    measure_other(table, spec, batches, ours, "replayed as a CUDA graph", "bf16", replace(spec.train, cuda_graph=True))
-    torch.cuda.empty_cache()
-    if (why := check_precision("float8", CUDA)) is None:
-        measure_other(table, spec, batches, ours, "in float8", "float8", replace(spec.train, precision="float8"))
-    else:
-        table.add("the same step, in float8", "left out", "", why)
     torch.cuda.empty_cache()
     if (peer := llama(ids)) is not None:
         against(table, rate, size, ours, "transformers", trained(*peer, spec))
 
 
-def measure_other(
-    table: Table,
-    spec: Spec,
-    batches: Batches,
-    ours: Callable[[], object],
-    name: str,
-    precision: str,
-    settings: TrainSettings,
-) -> None:
-    """Hold the same step against one with other settings, whose loss has to fall."""
-    with CUDA:
-        model = compose(spec).to(CUDA)  # of its own: its gradients stay where the graph puts them
-    batches.settings = settings
-    updater = Updater(Step(model, batches.objective).train(), batches, Precision(precision, CUDA))
-    batches.settings, figures, taken = spec.train, list[float](), 0
+def measure_settings(table: Table) -> None:
+    """Hold the dense model's step against the same with other settings, whose loss has to fall as well."""
+    ours = dense()[2]
+    for name, override in {"CUDA graph": "train.cuda_graph=true", "float8": "train.precision=float8"}.items():
+        if "float8" in override and (why := check_precision("float8", CUDA)) is not None:
+            table.add(f"the dense step by {name}", "left out", "", why)
+            continue
+        step, losses = dense(override)[2], list[float]()
 
-    def other() -> None:
-        nonlocal taken
-        taken += 1
-        figures.append(updater.update(taken)["loss"])
+        def other(step: Callable[[], float] = step, losses: list[float] = losses) -> None:
+            losses.append(step())
 
-    times = timed({"ours": ours, "other": other}, inner=2)
-    falls = figures[-1] < figures[0]
-    table.add(
-        f"the same step, {name}", f"{middle(times['other']):.1f} ms", "right" if falls else "WRONG",
-        f"{ratio(times['other'], times['ours'])} times as fast; the loss goes from {figures[0]:.3f} to "
-        f"{figures[-1]:.3f}",
-    )  # fmt: skip
+        times = timed({"ours": ours, "other": other}, inner=2)
+        table.add(
+            f"the dense step by {name}", f"{middle(times['other']):.1f} ms, {spread(times['other'])}",
+            "right" if losses[-1] < losses[0] else "WRONG",
+            f"{ratio(times['other'], times['ours'])} times as fast as without; the loss goes from {losses[0]:.3f} to "
+            f"{losses[-1]:.3f}",
+        )  # fmt: skip
+        del step, other
+        torch.cuda.empty_cache()
 
 
 def against(
@@ -232,27 +225,30 @@ def measure_loss(table: Table) -> None:
         )  # fmt: skip
 
 
-def measure_compiled(table: Table, name: str, model: Topology) -> None:
+def measure_compiled(table: Table) -> None:
     """Time a step of compiled layers in a CUDA graph after each past, and hold it against the step as it stands."""
-    compiled, found, worst = CompiledStep(model, ""), {}, 0.0
-    with torch.inference_mode():
-        for past in PASTS:
-            ids = torch.randint(8192, (1, past + 1), device=CUDA)
-            with torch.compiler.set_stance("force_eager"):
-                states = [model(input_ids=ids[:, :past], state=model.empty_state(1, past + 256)).state for _ in "ab"]
-                wanted = model(input_ids=ids[:, past:], state=states[0]).hidden.float()
-            first = compiled(ids[:, past:], states[1])
-            worst = max(worst, float((first.hidden.float() - wanted).abs().max() / wanted.abs().max()))
+    for name, model in decoders():
+        compiled, found, worst = CompiledStep(model, ""), {}, 0.0
+        with torch.inference_mode():
+            for past in PASTS:
+                ids = torch.randint(8192, (1, past + 1), device=CUDA)
+                with torch.compiler.set_stance("force_eager"):
+                    room = past + 256
+                    kept = [model(input_ids=ids[:, :past], state=model.empty_state(1, room)).state for _ in range(2)]
+                    wanted = model(input_ids=ids[:, past:], state=kept[0]).hidden.float()
+                first = compiled(ids[:, past:], kept[1])
+                worst = max(worst, float((first.hidden.float() - wanted).abs().max() / wanted.abs().max()))
 
-            def step(state: Any = first.state, token: Tensor = ids[:, past:]) -> None:
-                compiled(token, state)  # whose tensors go on, all of them in place
+                def step(state: Any = first.state, token: Tensor = ids[:, past:], of: Any = compiled) -> None:
+                    of(token, state)  # whose tensors go on, all of them in place
 
-            found[past] = timed({"step": step}, inner=10)["step"]
-    figures = ", ".join(f"{middle(each):.2f}" for each in found.values())
-    table.add(
-        f"decoding, the same, compiled, {name}, past {', '.join(f'{past:,}' for past in PASTS)}",
-        f"{figures} ms a token", "right" if worst < 0.03 else "WRONG", f"{compiled.path}; off by {worst:.1e} at most",
-    )  # fmt: skip
+                found[past] = timed({"step": step}, inner=10)["step"]
+        figures = ", ".join(f"{middle(each):.2f}" for each in found.values())
+        table.add(
+            f"decoding, compiled, 4 layers of {name}, past {', '.join(f'{past:,}' for past in PASTS)}",
+            f"{figures} ms a token", "right" if worst < 0.03 else "WRONG",
+            f"{compiled.path}; off by {worst:.1e} at most",
+        )  # fmt: skip
 
 
 def stepping(model: torch.nn.Module, state: Any, token: Tensor) -> Callable[[], None]:
@@ -265,31 +261,34 @@ def stepping(model: torch.nn.Module, state: Any, token: Tensor) -> Callable[[], 
     return step
 
 
-def measure_decoding(table: Table) -> None:
-    """Time one step after different pasts, in bf16, for states that grow and states that do not."""
+def decoders() -> Iterator[tuple[str, Topology]]:
+    """Give small decoders in bf16 by their attention, whose states grow and do not."""
     base = [
         "model.d_model=1024", "model.max_seq_len=16640", "model.embedding.vocab_size=8192",
         "model.layer.feedforward.d_ff=2816", "model.layers=[{repeat: 4}]",
     ]  # fmt: skip
-    pasts = PASTS
     kinds = {
         "full": "{kind: full, n_heads: 16}", "local 256": "{kind: local, n_heads: 16, window: 256}",
         "linear": "{kind: linear, n_heads: 16}", "gated_delta": "{kind: gated_delta, n_heads: 8}",
     }  # fmt: skip
     for name, options in kinds.items():
         spec = load_spec("tiny_gpt", [*base, f"model.layer.attention={options}"])
-        model = compose(spec).to(CUDA, torch.bfloat16).eval()
+        yield name, compose(spec).to(CUDA, torch.bfloat16).eval()
+
+
+def measure_decoding(table: Table) -> None:
+    """Time one step after different pasts."""
+    for name, model in decoders():
         found = {}
         with torch.inference_mode():
-            for past in pasts:
+            for past in PASTS:
                 ids = torch.randint(8192, (1, past + 1), device=CUDA)
                 state = model(input_ids=ids[:, :past], state=model.empty_state(1)).state
 
                 found[past] = timed({"step": stepping(model, state, ids[:, past:])}, inner=10)["step"]
-        measure_compiled(table, name, model)
-        x, y = np.log(np.array(pasts)), np.log(np.array([middle(each) for each in found.values()]))
+        x, y = np.log(np.array(PASTS)), np.log(np.array([middle(each) for each in found.values()]))
         figures = ", ".join(f"{middle(each):.2f}" for each in found.values())
         table.add(
-            f"decoding, 4 layers of {name}, past {', '.join(f'{past:,}' for past in pasts)}", f"{figures} ms a token",
-            spread(found[pasts[-1]]), f"slope {np.polyfit(x, y, 1)[0]:.3f}",
+            f"decoding, 4 layers of {name}, past {', '.join(f'{past:,}' for past in PASTS)}", f"{figures} ms a token",
+            spread(found[PASTS[-1]]), f"slope {np.polyfit(x, y, 1)[0]:.3f}",
         )  # fmt: skip

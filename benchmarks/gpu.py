@@ -19,7 +19,15 @@ from pathlib import Path
 import torch
 from cuda_attention import check_right, measure_attention, measure_layers
 from cuda_timing import Table, limit_tuning
-from cuda_training import PEAK, measure_decoding, measure_dense, measure_limits, measure_loss
+from cuda_training import (
+    PEAK,
+    measure_compiled,
+    measure_decoding,
+    measure_dense,
+    measure_limits,
+    measure_loss,
+    measure_settings,
+)
 
 TUNED = 6
 """Settings that a kernel which tunes itself tries; flash-linear-attention's have up to 48."""
@@ -28,7 +36,7 @@ TUNED = 6
 def versions() -> str:
     """Return the device and what ran on it."""
     found = []
-    for name in ("torch", "triton", "transformers", "fla-core", "transom"):
+    for name in ("torch", "triton", "transformers", "fla-core", "torchao", "transom"):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
@@ -67,6 +75,7 @@ def main() -> int:
         "limits": limits, "loss": lambda: measure_loss(table), "decoding": lambda: measure_decoding(table),
         "dense": lambda: measure_dense(table, rate), "right": lambda: check_right(table),
         "attention": lambda: measure_attention(table), "layers": lambda: measure_layers(table),
+        "compiled": lambda: measure_compiled(table), "settings": lambda: measure_settings(table),
     }  # fmt: skip
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))
     try:
