@@ -71,6 +71,8 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "offset": (2,),
     "segments": (3,),
     "clamp": (9,),
+    "label_smoothing": (0.2,),
+    "z_loss": (0.05,),
 }
 
 # Kinds whose constructor takes a site and nothing else, so that options can be tried on it.

@@ -45,6 +45,11 @@ class Head(nn.Module, Component, ABC):
     def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute `forward` of hidden (B, T, C) and mask (B, T) from its definition."""
 
+    @property
+    def soft_cap(self) -> float | None:
+        """Say how far logits may be from 0, which they near as a tanh does; None where nothing bounds them."""
+        return None
+
     def features(self, hidden: Tensor) -> Tensor:
         """Return what `projection` scores, (..., E), of hidden (..., C): itself, unless a head changes it first."""
         return hidden
@@ -52,6 +57,7 @@ class Head(nn.Module, Component, ABC):
     def projection(self) -> tuple[Tensor, Tensor | None] | None:
         """Return weight (V, E) and bias (V,) when logits are `features(hidden) @ weight.T + bias`, else None.
 
+        Where `soft_cap` bounds them, that is what it bounds.
         With them a loss over a large vocabulary is computed in chunks, without all logits at once.
         """
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +20,41 @@ CUDA_CHUNK = 2048
 """The same on CUDA, which smaller products keep waiting."""
 
 
-def cross_entropy_reference(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Terms:
+    """Say what a cross-entropy is of, beside its targets.
+
+    `label_smoothing`: the share of a target that all classes have in equal parts (Szegedy et al. 2016). `z_loss`: what
+    the square of the logarithm of the logits' summed exponentials counts, which keeps them from drifting (Chowdhery et
+    al. 2022). `soft_cap`: how far logits may be from 0; they near it as a tanh does (Gemma Team 2024).
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    soft_cap: float | None = None
+
+
+PLAIN = Terms()
+
+
+def summed_cross_entropy(logits: Tensor, targets: Tensor, terms: Terms = PLAIN) -> Tensor:
+    """Return the summed cross-entropy (nats) of capped logits (N, V) against targets (N,) int64; -100 is not asked."""
+    total = F.cross_entropy(
+        logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=terms.label_smoothing
+    )
+    if terms.z_loss:
+        total = total + terms.z_loss * (logits.logsumexp(1).square() * (targets != IGNORED)).sum()
+    return total
+
+
+def cross_entropy_reference(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms = PLAIN
+) -> Tensor:
     """Compute the summed cross-entropy of `linear_cross_entropy` from all logits at once."""
-    logits = F.linear(hidden, weight, bias)
-    return F.cross_entropy(at_least_fp32(logits), targets, ignore_index=IGNORED, reduction="sum")
+    logits = at_least_fp32(F.linear(hidden, weight, bias))
+    if terms.soft_cap is not None:
+        logits = terms.soft_cap * torch.tanh(logits / terms.soft_cap)
+    return summed_cross_entropy(logits, targets, terms)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,54 +72,46 @@ def chunk_size(hidden: Tensor) -> int:
     return CUDA_CHUNK if hidden.is_cuda else CHUNK
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms = PLAIN
+) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy (nats) of hidden (N, C) @ weight.T (C, V) + bias against targets (N,) int64.
 
     The second result is how many targets had the largest logit. Targets of -100 count for nothing; with no target the
     sum is 0. Gradients are computed in the forward pass, chunk by chunk, so logits (N, V) never exist.
     """
-    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        loss, hits = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (hidden, weight, bias)):
+        loss, hits = _LinearCrossEntropy.apply(hidden, weight, bias, targets, terms)  # type: ignore[no-untyped-call]
         return loss, hits
-    dtype = accumulation_dtype(hidden.dtype)
-    loss, hits = hidden.new_zeros((), dtype=dtype), targets.new_zeros(())
-    size = chunk_size(hidden)
-    for h, t in zip(hidden.split(size), targets.split(size), strict=True):
-        logits = at_least_fp32(F.linear(h, weight, bias))
-        loss = loss + F.cross_entropy(logits, t, ignore_index=IGNORED, reduction="sum")
-        hits = hits + (logits.argmax(-1) == t).sum()
+    loss, hits = hidden.new_zeros((), dtype=accumulation_dtype(hidden.dtype)), targets.new_zeros(())
+    for _, cost, hit in _chunks(*_narrowed(hidden, weight, bias), targets, terms, differentiate=False):
+        loss = loss + cost
+        hits = hits + hit
     return loss, hits
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms
     ) -> tuple[Tensor, Tensor]:
-        # The meta device, where only sizes are asked for, knows no autocast.
-        if not hidden.is_meta and torch.is_autocast_enabled(hidden.device.type):
-            dtype = torch.get_autocast_dtype(hidden.device.type)
-            hidden16, weight16, bias16 = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        else:
-            hidden16, weight16, bias16 = hidden, weight, bias
-        wide = accumulation_dtype(hidden16.dtype)
+        narrow = _narrowed(hidden, weight, bias)
+        wide = accumulation_dtype(narrow[0].dtype)
         loss, hits = hidden.new_zeros((), dtype=wide), targets.new_zeros(())
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
-        size = chunk_size(hidden)
-        for start in range(0, hidden.shape[0], size):
-            rows = slice(start, start + size)
-            gradient, cost, hit = _chunk(hidden16[rows], weight16, bias16, targets[rows])
+        rows = slice(0, 0)
+        for gradient, cost, hit in _chunks(*narrow, targets, terms, differentiate=True):
+            rows = slice(rows.stop, rows.stop + len(gradient))
             loss += cost
             hits += hit
             if d_bias is not None:
                 d_bias += gradient.sum(0, dtype=wide)
             if d_hidden is not None:
-                d_hidden[rows] = gradient @ weight16
+                d_hidden[rows] = gradient @ narrow[1]
             if d_weight is not None:
-                _add_product(d_weight, gradient.t(), hidden16[rows])
-            del gradient  # before the next one is made
+                _add_product(d_weight, gradient.t(), narrow[0][rows])
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(hits)
@@ -100,28 +125,67 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if d_weight is None else (d_weight * d_loss).to(ctx.dtypes[0]),
             None if d_bias is None else (d_bias * d_loss).to(ctx.dtypes[1]),
             None,
+            None,
         )
 
 
-def _chunk(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradient of some tokens' logits, (N, V) in their dtype, their summed loss and their hits."""
-    logits = F.linear(hidden, weight, bias)
+def _narrowed(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return what a product is made of under autocast; the same tensors without."""
+    # The meta device, where only sizes are asked for, knows no autocast.
+    if hidden.is_meta or not torch.is_autocast_enabled(hidden.device.type):
+        return hidden, weight, bias
+    dtype = torch.get_autocast_dtype(hidden.device.type)
+    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, terms: Terms, *, differentiate: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield for some tokens at a time the gradient of their logits, (N, V), their summed loss and their hits.
+
+    All gradients lie in the same memory, as the logits before them did: whoever takes one is done with it before the
+    next. Without `differentiate` they are not made, and what lies there means nothing.
+    """
+    size = chunk_size(hidden)
+    # Once: new memory for each chunk is as slow on CPU as a product, as the system clears its pages.
+    room = hidden.new_empty(min(size, len(hidden)), len(weight))
+    for h, t in zip(hidden.split(size), targets.split(size), strict=True):
+        logits = room[: len(h)]
+        if bias is None:
+            torch.mm(h, weight.t(), out=logits)
+        else:
+            torch.addmm(bias, h, weight.t(), out=logits)
+        yield logits, *_scored(logits, t, terms, differentiate)
+
+
+def _scored(logits: Tensor, targets: Tensor, terms: Terms, differentiate: bool) -> tuple[Tensor, Tensor]:
+    """Return the summed loss of logits (N, V) and their hits; `differentiate` puts their gradient in their place."""
+    wide, cap = accumulation_dtype(logits.dtype), terms.soft_cap
+    if cap is not None:
+        logits.div_(cap).tanh_().mul_(cap)
+    slopes = None if cap is None or not differentiate else 1 - (logits / cap).square_()
     real = targets != IGNORED
     index = targets.where(real, targets.new_zeros(())).unsqueeze(1)
-    hits = ((logits.argmax(-1) == targets) & real).sum()
-    logs = _log_probabilities(logits)
-    loss = -(logs.gather(1, index).squeeze(1) * real).sum()
-    gradient = logs.exp_()
-    gradient.scatter_add_(1, index, gradient.new_full(index.shape, -1.0))
-    counts = real.unsqueeze(1)
-    return gradient.mul_(counts) if gradient is logits else torch.mul(gradient, counts, out=logits), loss, hits
-
-
-def _log_probabilities(logits: Tensor) -> Tensor:
-    """Return the logarithms of the softmax of logits (N, V), at least in fp32: in their place where they are that."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        return F.log_softmax(logits, dim=1, dtype=torch.float32)
-    return logits.sub_(torch.logsumexp(logits, dim=1, keepdim=True))
+    largest, best = (found.unsqueeze(1) for found in logits.max(1))
+    hits = ((best == index).squeeze(1) & real).sum()
+    # What a target is wanted to score: of smoothed ones, all classes' mean has a share.
+    wanted, share = logits.gather(1, index).to(wide), terms.label_smoothing
+    if share:
+        wanted = wanted * (1 - share) + share * logits.mean(1, dtype=wide, keepdim=True)
+    shares = torch.softmax(logits, 1, out=logits) if logits.dtype == wide else torch.softmax(logits, 1, dtype=wide)
+    # The largest share is at least 1 / V: its logarithm is exact where that of the target's may be that of 0.
+    total = largest.to(wide) - shares.gather(1, best).log()
+    loss = ((total - wanted + terms.z_loss * total.square()) * real.unsqueeze(1)).sum()
+    if differentiate:
+        if terms.z_loss:
+            shares.mul_(1 + 2 * terms.z_loss * total)
+        if share:
+            shares.sub_(share / logits.shape[1])
+        shares.scatter_add_(1, index, shares.new_full(index.shape, share - 1.0))
+        if slopes is not None:
+            shares.mul_(slopes)
+        torch.mul(shares, real.unsqueeze(1), out=logits)
+    return loss, hits
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

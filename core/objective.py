@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from .component import Component
 from .head import Head
 from .linear import at_least_fp32
-from .losses import IGNORED, linear_cross_entropy
+from .losses import IGNORED, PLAIN, Terms, linear_cross_entropy, summed_cross_entropy
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -66,10 +67,29 @@ class Asked:
     prepared: Prepared
 
 
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropyConfig:
+    """label_smoothing: the share of a target that all classes have in equal parts (Szegedy et al. 2016). z_loss: what
+    the square of the logarithm of the logits' summed exponentials counts (Chowdhery et al. 2022). Both act in training
+    alone: what is measured is the likelihood of targets.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what is no share, or rewards what it should hold back."""
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing: {self.label_smoothing} is not a share of a target; from 0 to below 1")
+        if self.z_loss < 0.0:
+            raise ValueError(f"z_loss: {self.z_loss} would have logits grow; at least 0")
+
+
 # Under other names: the class below takes these for its own attributes.
 _Prepared = Prepared
 _Loss = Loss
 _Vocabulary = Vocabulary
+_CrossEntropyConfig = CrossEntropyConfig
 _IGNORED = IGNORED
 
 
@@ -86,11 +106,14 @@ class Objective(Component, ABC):
     how many ids beyond the tokenizer's it uses. `places`: whether targets (B, n) are places of tokens in their row, of
     which a head scores each. `trains`: names of stacks that it trains, where not every topology has them. `weights`:
     what the mean loss of each head counts in the loss of all.
+
+    A `Config` that is a `CrossEntropyConfig` has the options of that loss.
     """
 
     Prepared: TypeAlias = _Prepared
     Loss: TypeAlias = _Loss
     Vocabulary: TypeAlias = _Vocabulary
+    CrossEntropyConfig: TypeAlias = _CrossEntropyConfig
     IGNORED: ClassVar[int] = _IGNORED
 
     kind: ClassVar[str] = "objective"
@@ -142,7 +165,8 @@ class Objective(Component, ABC):
         targets = prepared.targets
         if projection is not None:
             read = head.features(hidden.flatten(0, -2))
-            total, correct = linear_cross_entropy(read, *projection, targets.flatten())
+            terms = replace(self._terms(), soft_cap=head.soft_cap)
+            total, correct = linear_cross_entropy(read, *projection, targets.flatten(), terms)
             return Loss(total, prepared.count, {"correct": correct})
         return self.reference(hidden, head, prepared)
 
@@ -150,5 +174,17 @@ class Objective(Component, ABC):
         """Compute `loss` of hidden (B, T, C) from all logits at once."""
         logits = at_least_fp32(head(hidden, prepared.mask)).flatten(0, -2)
         targets = prepared.targets.flatten()
-        total = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        total = summed_cross_entropy(logits, targets, self._terms())
         return Loss(total, prepared.count, {"correct": (logits.argmax(-1) == targets).sum()})
+
+    def measured(self) -> Objective:
+        """Return the objective whose loss tells how good a model is: this one, without what only training asks for."""
+        if self._terms() == PLAIN:
+            return self
+        other = copy.copy(self)
+        other.config = replace(self.config, label_smoothing=0.0, z_loss=0.0)
+        return other
+
+    def _terms(self) -> Terms:
+        config = self.config
+        return Terms(config.label_smoothing, config.z_loss) if isinstance(config, CrossEntropyConfig) else PLAIN

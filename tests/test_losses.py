@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transom.core.losses import CHUNK, IGNORED, cross_entropy_reference, linear_cross_entropy
+from transom.core.losses import CHUNK, IGNORED, PLAIN, Terms, cross_entropy_reference, linear_cross_entropy
+
+TERMS = (PLAIN, Terms(label_smoothing=0.13), Terms(z_loss=0.07), Terms(soft_cap=2.5), Terms(0.21, 0.03, 3.5))
 
 
 @pytest.mark.parametrize(
@@ -13,7 +15,8 @@ from transom.core.losses import CHUNK, IGNORED, cross_entropy_reference, linear_
     [(torch.float64, False), (torch.float32, False), (torch.bfloat16, False), (torch.float32, True)],
 )
 @pytest.mark.parametrize("biased", [False, True])
-def test_chunks_give_the_loss_of_all_logits(dtype: torch.dtype, autocast: bool, biased: bool) -> None:
+@pytest.mark.parametrize("terms", TERMS, ids=str)
+def test_chunks_give_the_loss_of_all_logits(dtype: torch.dtype, autocast: bool, biased: bool, terms: Terms) -> None:
     """More than one chunk, some targets that do not count: the sum, the hits and all gradients."""
     tokens, width, words = CHUNK + 37, 19, 83
     exact = torch.float64
@@ -26,11 +29,11 @@ def test_chunks_give_the_loss_of_all_logits(dtype: torch.dtype, autocast: bool, 
     assert hidden is not None
     assert weight is not None
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        loss, hits = linear_cross_entropy(hidden, weight, bias, targets)
+        loss, hits = linear_cross_entropy(hidden, weight, bias, targets, terms)
     other_hidden, other_weight, other_bias = twins
     assert other_hidden is not None
     assert other_weight is not None
-    wanted = cross_entropy_reference(other_hidden, other_weight, other_bias, targets)
+    wanted = cross_entropy_reference(other_hidden, other_weight, other_bias, targets, terms)
     within = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.02}[torch.bfloat16 if autocast else dtype]
     assert loss.dtype == (exact if dtype is exact else torch.float32)
     torch.testing.assert_close(loss.to(exact), wanted, rtol=within, atol=0.0)

@@ -24,15 +24,18 @@ class Step(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
+        self._measured = objective.measured()
 
     def forward(
         self, inputs: Mapping[str, Tensor], targets: Tensor, mask: Tensor | None, others: Mapping[str, Tensor] = NOTHING
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the losses (heads,), nats summed over each head's targets, and the objective's further sums by name.
 
-        Where it asks several heads, a sum's name begins with that of its head: `words.correct`.
+        In evaluation the losses are those that tell how good a model is. Where the objective asks several heads, a
+        sum's name begins with that of its head: `words.correct`.
         """
-        asked = self.objective.asked(self.model, Prepared(inputs, targets, mask, others))
+        objective = self.objective if self.training else self._measured
+        asked = objective.asked(self.model, Prepared(inputs, targets, mask, others))
         totals, sums = [], dict[str, Tensor]()
         for name, each in asked.items():
             head = cast(Head, self.model.heads[name])

@@ -219,4 +219,6 @@ def _projects(subject: Subject) -> bool:
 def a_head_s_projection(subject: Subject, trial: Trial) -> None:
     head = subject.build()[-1]  # type: ignore[index]
     hidden = vectors(trial.size("batch", (2,)), trial.size("length", (5,)))
-    trial.close(torch.nn.functional.linear(head.features(hidden), *head.projection()), head(hidden))
+    logits = torch.nn.functional.linear(head.features(hidden), *head.projection())
+    cap = head.soft_cap
+    trial.close(logits if cap is None else cap * torch.tanh(logits / cap), head(hidden))

@@ -33,6 +33,7 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.randn(size, dtype=torch.float64))
         self.per_token = per_token
         self.plain = plain and per_token
+        self.soft_cap = None
 
     def features(self, hidden: Tensor) -> Tensor:
         """Return hidden (..., C) as it is."""

@@ -105,18 +105,20 @@ class LmHead(Head):
             hidden = self.norm(hidden)
         return hidden if self.scale == 1.0 else hidden * self.scale
 
-    def projection(self) -> tuple[Tensor, Tensor | None] | None:
-        """Return the table (V, E), the embedding's when tied, and the bias; None where logits are capped."""
-        return None if self.config.soft_cap is not None else self._projection()
+    @property
+    def soft_cap(self) -> float | None:
+        """Return the config's."""
+        return self.config.soft_cap
 
-    def _projection(self) -> tuple[Tensor, Tensor | None]:
+    def projection(self) -> tuple[Tensor, Tensor | None]:
+        """Return the table (V, E), the embedding's when tied, and the bias."""
         table = self.source.table() if self.source is not None else self.weight
         assert isinstance(table, Tensor)
         return table, self.bias
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits (B, T, V) for hidden (B, T, C)."""
-        return self._capped(F.linear(self.features(hidden), *self._projection()))
+        return self._capped(F.linear(self.features(hidden), *self.projection()))
 
     def reference(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Compute the same as explicit sums over the width."""
@@ -128,7 +130,7 @@ class LmHead(Head):
             hidden = hidden if self.config.transform is None else activate(self.config.transform, hidden)
         if self.norm is not None:
             hidden = self.norm.reference(hidden)
-        table, bias = self._projection()
+        table, bias = self.projection()
         logits = torch.einsum("btc,vc->btv", hidden, table) * self.scale
         return self._capped(logits if bias is None else logits + bias)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.losses import IGNORED
-from ...core.objective import Objective, Prepared
+from ...core.objective import CrossEntropyConfig, Objective, Prepared
 
 
 class CausalLmObjective(Objective):
@@ -21,8 +21,8 @@ class CausalLmObjective(Objective):
     asks_next: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Take no options."""
+    class Config(CrossEntropyConfig):
+        """Take the options of cross-entropy alone."""
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
         """Read all but the last of input_ids (B, T + 1); the targets are all but the first."""

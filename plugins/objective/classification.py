@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...core.objective import Objective, Prepared
+from ...core.objective import CrossEntropyConfig, Objective, Prepared
 
 
 class ClassificationObjective(Objective):
@@ -19,8 +19,8 @@ class ClassificationObjective(Objective):
     per_token: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Take no options."""
+    class Config(CrossEntropyConfig):
+        """Take the options of cross-entropy alone."""
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
         """Split labels (B,) from the inputs beside them."""

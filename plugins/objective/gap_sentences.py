@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ...core.objective import Objective, Prepared
+from ...core.objective import CrossEntropyConfig, Objective, Prepared
 from ...core.rewriting import bare, first_documents, rewritten, sentences
 
 
@@ -26,7 +26,7 @@ class GapSentencesObjective(Objective):
     derives: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(CrossEntropyConfig):
         """rate: the share of sentences that is cut out, at least one. choose: which: the `principal` ones, that say
         most of what the others say (F1 of ROUGE-1, by tokens), `random` ones, or the `first`.
         """
@@ -35,6 +35,7 @@ class GapSentencesObjective(Objective):
         choose: Literal["principal", "random", "first"] = "principal"
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if not 0.0 < self.rate < 1.0:
                 raise ValueError(f"rate: {self.rate} is not a share of sentences; between 0 and 1")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.head import Head
 from ...core.linear import at_least_fp32
 from ...core.losses import IGNORED, binary_cross_entropy
-from ...core.objective import Asked, Loss, Objective, Prepared
+from ...core.objective import Asked, CrossEntropyConfig, Loss, Objective, Prepared
 from ...core.topology import Topology
 from ...core.vocabulary import Vocabulary
 
@@ -29,7 +29,7 @@ class GeneratedTokenObjective(Objective):
     trains: ClassVar[frozenset[str]] = frozenset({"generator"})
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(CrossEntropyConfig):
         """rate: the share of tokens that is hidden. generated: the head that reads the generator. judged: the head
         that says by its first logit whether a token was made up. weight: what its mean loss counts beside the other.
         """
@@ -40,6 +40,7 @@ class GeneratedTokenObjective(Objective):
         weight: float = 50.0
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if not 0.0 < self.rate < 1.0:
                 raise ValueError(f"rate: {self.rate} is not a share of tokens; between 0 and 1")
             if self.generated == self.judged:

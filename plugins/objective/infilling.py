@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...core.objective import Objective, Prepared
+from ...core.objective import CrossEntropyConfig, Objective, Prepared
 from ...core.rewriting import check_spans, first_documents, rewritten, sentences
 
 
@@ -25,7 +25,7 @@ class InfillingObjective(Objective):
     derives: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(CrossEntropyConfig):
         """rate: the share of tokens that is hidden. span: the mean of their number in a row, drawn from a Poisson.
 
         permute_sentences: whether sentences are put in any order before, while the text is asked for as it was.
@@ -36,6 +36,7 @@ class InfillingObjective(Objective):
         permute_sentences: bool = False
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             check_spans(self.rate, self.span)
 
     config: Config

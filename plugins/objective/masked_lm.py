@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.losses import IGNORED
-from ...core.objective import Objective, Prepared
+from ...core.objective import CrossEntropyConfig, Objective, Prepared
 
 
 class MaskedLmObjective(Objective):
@@ -18,7 +18,7 @@ class MaskedLmObjective(Objective):
     fields = frozenset({"input_ids"})
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(CrossEntropyConfig):
         """rate: the share of tokens asked for. masked, random: the shares of those shown as the mask, or as another.
 
         edges: whether the tokens that open and close a text are asked for too.
@@ -30,6 +30,7 @@ class MaskedLmObjective(Objective):
         edges: bool = True
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if not 0.0 < self.rate < 1.0:
                 raise ValueError(f"rate: {self.rate} is not a share of tokens; between 0 and 1")
             if min(self.masked, self.random) < 0.0 or self.masked + self.random > 1.0:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...core.objective import Objective, Prepared
+from ...core.objective import CrossEntropyConfig, Objective, Prepared
 from ...core.rewriting import bare, first_documents, pairs, sentences
 
 
@@ -26,7 +26,7 @@ class NextSentenceObjective(Objective):
     logits: ClassVar[int | None] = 2
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(CrossEntropyConfig):
         """rate: the share of texts that go on with another's second half. types: whether the model is told by
         `token_type_ids` where the second text begins.
         """
@@ -35,6 +35,7 @@ class NextSentenceObjective(Objective):
         types: bool = True
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if not 0.0 < self.rate < 1.0:
                 raise ValueError(f"rate: {self.rate} is not a share of texts; between 0 and 1")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.losses import IGNORED
-from ...core.objective import Objective, Prepared
+from ...core.objective import CrossEntropyConfig, Objective, Prepared
 
 
 class PermutedLmObjective(Objective):
@@ -24,12 +24,13 @@ class PermutedLmObjective(Objective):
     permutes: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(CrossEntropyConfig):
         """rate: the share of tokens that are asked for, the last of the order; at least one token of a row is."""
 
         rate: float = 1 / 6
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if not 0.0 < self.rate <= 1.0:
                 raise ValueError(f"rate: {self.rate} is not a share of tokens; above 0, at most 1")
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...core.objective import Objective, Prepared
+from ...core.objective import CrossEntropyConfig, Objective, Prepared
 
 
 class Seq2seqClassificationObjective(Objective):
@@ -24,8 +24,8 @@ class Seq2seqClassificationObjective(Objective):
     sequences: ClassVar[int] = 2
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Take no options."""
+    class Config(CrossEntropyConfig):
+        """Take the options of cross-entropy alone."""
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
         """Split labels (B,) from input_ids (B, T); the decoder reads the same tokens, one later."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.losses import IGNORED
-from ...core.objective import Objective, Prepared
+from ...core.objective import CrossEntropyConfig, Objective, Prepared
 
 
 class Seq2seqLmObjective(Objective):
@@ -21,8 +21,8 @@ class Seq2seqLmObjective(Objective):
     sequences: ClassVar[int] = 2
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
-        """Take no options."""
+    class Config(CrossEntropyConfig):
+        """Take the options of cross-entropy alone."""
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
         """Read source_ids (B, S); the decoder reads `target_ids` (B, T) behind the opening token."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ...core.objective import Objective, Prepared
+from ...core.objective import CrossEntropyConfig, Objective, Prepared
 from ...core.rewriting import check_spans, first_documents, rewritten
 from ...core.vocabulary import Vocabulary
 
@@ -26,7 +26,7 @@ class SpanCorruptionObjective(Objective):
     derives: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(CrossEntropyConfig):
         """rate: the share of tokens that is cut out. span: their mean number in a row. sentinels: the most spans."""
 
         rate: float = 0.15
@@ -34,6 +34,7 @@ class SpanCorruptionObjective(Objective):
         sentinels: int = 100
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             check_spans(self.rate, self.span)
             if self.sentinels < 1:
                 raise ValueError(f"sentinels: {self.sentinels} leaves nothing to mark a span with; at least 1")

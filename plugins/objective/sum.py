@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -63,6 +64,12 @@ class SumObjective(Objective):
     def heads(cls, config: Any) -> Mapping[str, type[Objective]]:
         """Name the heads of the parts."""
         return {name: part.cls for name, part in config.parts.items()}
+
+    def measured(self) -> Objective:
+        """Return the sum of what the parts measure."""
+        other = copy.copy(self)
+        other.parts = {name: part.measured() for name, part in self.parts.items()}
+        return other
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Prepared:
         """Let each part prepare what the one before shows, the first a raw batch; targets (B, T) or (B,) for each."""
