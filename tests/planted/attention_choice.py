@@ -55,7 +55,7 @@ class ShowsTooMuch(LOCAL_P):
         return self.visible(q, k) & (distance.abs() <= self.config.window).any(2)
 
 
-@planted(10, "chunks of 1")
+@planted(10, "what is chosen step by step")
 class ForgetsWhatItCompressed(NATIVE_SPARSE):
     """After a step compressed keys and values are those of this step alone, where all so far were meant."""
 
