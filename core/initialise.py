@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,21 +14,26 @@ from torch.overrides import TorchFunctionMode
 from ..errors import PluginError
 
 
-def initialise(model: nn.Module, seed: int) -> None:
+def initialise(model: nn.Module, seed: int, *, drawn: bool = True) -> None:
     """Fill every parameter and buffer of a model on CPU through its modules' `reset_parameters`.
 
     Each module draws from a generator of its own, seeded by `seed` and its name: swapping one part leaves the first
     weights of all others as they were, and a model built on the meta device equals one built directly.
 
+    `drawn`: False leaves out the random numbers of modules that a `state_dict` holds whole, for whoever has one to load.
+
     Raises:
         PluginError: a module has a parameter or a buffer, and neither it nor one that it is part of fills it.
     """
     filled: set[nn.Module] = set()
+    kept = set() if drawn else {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     for name, module in model.named_modules():
         reset = getattr(module, "reset_parameters", None)
         if reset is not None:
             filled.update(module.modules())
-            with torch.random.fork_rng(devices=[]):
+            # What no state_dict holds must be as ever, and follows from all that its module draws before it.
+            whole = not drawn and all(id(tensor) in kept for tensor in (*module.parameters(), *module.buffers()))
+            with torch.random.fork_rng(devices=[]), Undrawn() if whole else nullcontext():
                 torch.manual_seed(seed_of(seed, name))
                 reset()
         elif module not in filled:
@@ -40,15 +46,17 @@ def _check_empty(module: nn.Module) -> None:
         raise PluginError(f"{where}: {name} {tuple(tensor.shape)} is filled by no method reset_parameters: write one")
 
 
-def materialise(model: nn.Module, device: torch.device | str, seed: int) -> None:
+def materialise(model: nn.Module, device: torch.device | str, seed: int, *, drawn: bool = True) -> None:
     """Allocate a model that was built on the meta device, and initialise it; the same numbers on every device."""
     model.to_empty(device="cpu")
-    initialise(model, seed)
+    initialise(model, seed, drawn=drawn)
     model.to(device)
 
 
 class Undrawn(TorchFunctionMode):
-    """Leave out random first values: where nothing is allocated, to ask for them only makes torch load its compiler."""
+    """Leave out random first values: nothing is allocated, where to ask for them makes torch load its compiler, or
+    what is known takes their place.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -45,7 +45,7 @@ def import_checkpoint(hf_dir: AnyPath, spec: Spec | None = None) -> tuple[Spec, 
     """
     spec = _as_spelt(family_spec(hf_dir) if spec is None else spec, Path(hf_dir))
     source = _Source(Path(hf_dir), spec)
-    model = compose(spec)
+    model = compose(spec, drawn=False)  # each tensor of its state_dict is mapped, or there is no mapping
     own = model.state_dict()
     with torch.no_grad():
         for name, tensor in source.weights():

@@ -32,8 +32,10 @@ from .typed import LayerSpec, StackSpec
 Built = TypeVar("Built")
 
 
-def compose(spec: Spec, device: torch.device | str = "cpu") -> Topology:
+def compose(spec: Spec, device: torch.device | str = "cpu", *, drawn: bool = True) -> Topology:
     """Build the model that a spec describes, its first weights drawn from `train.seed`; "meta" allocates nothing.
+
+    `drawn`: False for whoever loads a whole `state_dict` next: what that holds may be anything until then.
 
     Raises:
         SpecError: parts that do not compose, or an option that does not fit the sizes around it, each at its place;
@@ -48,7 +50,7 @@ def compose(spec: Spec, device: torch.device | str = "cpu") -> Topology:
         weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         for place in {"cpu", str(device)}:  # first weights are drawn on CPU
             check_memory(spec, "model", weights, "a model of these weights", place)
-        materialise(model, device, spec.train.seed)
+        materialise(model, device, spec.train.seed, drawn=drawn)
     return model
 
 

@@ -34,7 +34,7 @@ def load_model(folder: Path) -> Topology:
     check_packages(folder)
     spec = load_spec(folder / SPEC)
     warn_of_changes(folder, spec)
-    model = compose(spec)
+    model = compose(spec, drawn=False)
     fill(model, last_weights(folder), folder / WEIGHTS)
     return model.eval()
 

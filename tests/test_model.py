@@ -224,3 +224,34 @@ def test_weights_that_nothing_fills_are_refused() -> None:
     initialise(Covered(), 0)
     with pytest.raises(PluginError, match=r"Bare: factor \(3,\) is filled by no method reset_parameters"):
         initialise(nn.Sequential(nn.Linear(2, 2), Bare()), 0)
+
+
+def test_only_what_a_state_dict_brings_is_left_undrawn() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((5,), 7.0))
+            self.register_buffer("count", torch.full((2,), 7.0))
+
+        def reset_parameters(self) -> None:
+            nn.init.normal_(self.weight)
+            nn.init.zeros_(self.count)
+
+    class Partly(Whole):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("features", torch.zeros(3), persistent=False)
+
+        def reset_parameters(self) -> None:
+            super().reset_parameters()
+            nn.init.normal_(self.features)
+
+    drawn, loaded = (nn.Sequential(Whole(), Partly()) for _ in range(2))
+    initialise(drawn, 11)
+    initialise(loaded, 11, drawn=False)
+    assert torch.equal(loaded[0].weight, torch.full((5,), 7.0))
+    assert torch.equal(loaded[0].count, torch.zeros(2))
+    # Nothing loads the features; they follow the weight in what the module draws.
+    assert torch.equal(loaded[1].features, drawn[1].features)
+    loaded.load_state_dict(drawn.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), drawn.parameters(), strict=True))
