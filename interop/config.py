@@ -127,7 +127,9 @@ class _Reader:
     def _apply(self, name: str, reading: FieldSettings, node: Node) -> None:
         """Lay over what one field comes to."""
         text = text_of(node)
-        if text in reading.cases:
+        if text in reading.refused:
+            self._note(node.mark, f"{shown(node.plain())} is not read: it {reading.refused[text]}")
+        elif text in reading.cases:
             self.laid.append(reading.cases[text])
         elif reading.per_layer is not None and (one := _one(node)) is not None:
             self.laid.append(_piece(f"model.layer.{reading.per_layer}", one))
@@ -181,7 +183,8 @@ class _Reader:
         self._note(node.mark, f"{shown(node.plain())} is not known to the family{nearest(text_of(node), known)}")
 
     def _note(self, mark: Mark, message: str) -> None:
-        self.problems.append(Problem(mark, message))
+        if (problem := Problem(mark, message)) not in self.problems:  # a field may be read more than once
+            self.problems.append(problem)
 
 
 def _bounded(value: Any) -> Any:

@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-TABLES: Mapping[str, Mapping[str, str]] = {
-    # Several names stand for one function: `gelu_fast` and `gelu_new` both take tanh for the error function.
-    "activations": {
-        "gelu": "gelu",
-        "gelu_fast": "gelu_tanh",
-        "gelu_new": "gelu_tanh",
-        "gelu_pytorch_tanh": "gelu_tanh",
-        "quick_gelu": "quick_gelu",
-        "relu": "relu",
-        "relu2": "relu2",
-        "silu": "silu",
-        "swish": "silu",
-        "tanh": "tanh",
-    },
+from ..core.activation import ACTIVATIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What a checkpoint's config says -> what a spec says; and -> why it is refused, in words that follow its name."""
+
+    values: Mapping[str, str]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+# Several names stand for one function: most of a gelu's are the one that takes tanh for the error function.
+_ACTIVATIONS: dict[str, str] = {
+    **{name: name for name in ACTIVATIONS if name != "gelu_tanh"},
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "swish": "silu",
 }
-"""Table -> what a checkpoint's config says -> what a spec says."""
+_LEARNED = "has weights of its own, and an activation here has none"
+_REFUSED: dict[str, str] = {"prelu": _LEARNED, "xielu": _LEARNED}
+
+
+def _gated(name: str) -> str:
+    """Return how a checkpoint calls a gate of this activation."""
+    return f"gated-{name}"
+
+
+_REFUSED_GATED = _REFUSED | {_gated(name): why for name, why in _REFUSED.items()}
+
+TABLES: Mapping[str, Table] = {
+    "activations": Table(values=_ACTIVATIONS, refused=_REFUSED),
+    # The two halves of a name such as `gated-silu`. The gelu of a gate is the one by tanh, as it was published.
+    "gates": Table(
+        values=dict.fromkeys(_ACTIVATIONS, "mlp") | dict.fromkeys(map(_gated, _ACTIVATIONS), "glu"),
+        refused=_REFUSED_GATED,
+    ),
+    "gated_activations": Table(
+        values=_ACTIVATIONS | {_gated(name): ours for name, ours in (_ACTIVATIONS | {"gelu": "gelu_tanh"}).items()},
+        refused=_REFUSED_GATED,
+    ),
+}

@@ -11,7 +11,7 @@ from ..core.component import Part
 from ..core.placement import Placement, Residual, residual_fits
 from .marks import Mark, Node, nearest, node_of
 from .settings import ExportSettings, TrainSettings
-from .tables import TABLES
+from .tables import TABLES, Table
 
 NUMBER = r"\{([a-z_]+)\}"
 """What stands for a number in the name of a module."""
@@ -141,9 +141,10 @@ class FieldSettings:
 
     `to`: the option, or several, that its value goes to, by its path in a spec. `values`: their value -> ours, where
     they differ, or the name of a table of such; others are refused. `cases`: their value -> a piece of a spec that is
-    laid over this one instead. `counted`: whether what goes to the options is how many items the field has. `when`:
-    other fields -> what each must be, or one of what, for this one to be read at all. `of`: the field whose value is
-    read once more, by this one; its own name is then for the eye alone.
+    laid over this one instead. `refused`: their value -> why it can't be read, in words that follow it. `counted`:
+    whether what goes to the options is how many items the field has. `when`: other fields -> what each must be, or one
+    of what, for this one to be read at all. `of`: the field whose value is read once more, by this one; its own name is
+    then for the eye alone.
 
     Fields that say which layers differ. `each`: a list with an item a layer, or with groups of items and how often each
     comes; item -> what that layer changes in `layer`, or its name in `layers`. `first`: a number; the name of what the
@@ -157,6 +158,7 @@ class FieldSettings:
     counted: bool = False
     values: Mapping[str, Node] | str = field(default_factory=dict)
     cases: Mapping[str, Node] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
     each: Mapping[str, Node] = field(default_factory=dict)
     first: str | None = None
     every: str | None = None
@@ -171,7 +173,9 @@ class FieldSettings:
 
     def __post_init__(self) -> None:
         if isinstance(self.values, str):
-            object.__setattr__(self, "values", _table(self.values))
+            table, mark = _table(self.values), Mark(f"table {self.values}")
+            object.__setattr__(self, "refused", {**table.refused, **self.refused})
+            object.__setattr__(self, "values", {name: node_of(ours, mark) for name, ours in table.values.items()})
         rules = [name for name in ("each", "first", "every", "listed", "per_layer") if getattr(self, name)]
         if len(rules) > 1:
             raise ValueError(f"{rules[1]}: a field says in one way which layers differ, and this one has {rules[0]}")
@@ -205,11 +209,11 @@ class FieldSettings:
         return named | {name for name in (self.first, self.every, self.listed, self.others) if name}
 
 
-def _table(name: str) -> Mapping[str, Node]:
+def _table(name: str) -> Table:
     """Return a table of names by its own."""
     if name not in TABLES:
         raise ValueError(f"values: '{name}' is no table of names{nearest(name, TABLES)}")
-    return {theirs: node_of(ours, Mark(f"table {name}")) for theirs, ours in TABLES[name].items()}
+    return TABLES[name]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from transom.core.activation import ACTIVATIONS
 from transom.core.context import Context
 from transom.core.topology import Topology
 from transom.deploy import Report, export, graph
@@ -41,6 +42,19 @@ model:
         - attention: {kind: sparse, block: 4, n_window: 2}
   norm: rms
   head: {kind: lm, tied: true}
+"""
+ACTIVE = f"""
+model:
+  topology: decoder
+  d_model: 20
+  max_seq_len: 9
+  embedding: {{kind: token, vocab_size: 11}}
+  position: none
+  layer: {{norm: rms, attention: none, feedforward: {{kind: mlp, d_ff: 34}}}}
+  layers:
+{chr(10).join(f"    - {{pattern: [{{feedforward: {{activation: {name}}}}}]}}" for name in ACTIVATIONS)}
+  norm: rms
+  head: lm
 """
 ROOM = 40  # slots that these tests need at most
 SMALL = """
@@ -270,3 +284,17 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
 )
 def test_errors_are_relative_to_the_largest_magnitude(found: Any, wanted: Any, error: float) -> None:
     assert relative_error(np.asarray(found), np.asarray(wanted)) == pytest.approx(error)
+
+
+def test_every_activation_is_exported(tmp_path: Path) -> None:
+    """A layer for each, fed numbers on which those that saturate do, and without any of which the logits are others."""
+    model, ids = compose(parse_spec(ACTIVE)), torch.arange(27).reshape(3, 9) % 11
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(8.0 if "feedforward.up" in name else 1.0)
+    wanted = model(input_ids=ids).logits.detach().numpy()
+    for name, other in zip(ACTIVATIONS, [*list(ACTIVATIONS)[1:], "tanh"], strict=True):
+        changed = compose(parse_spec(ACTIVE.replace(f"activation: {name}}}", f"activation: {other}}}")))
+        changed.load_state_dict(model.state_dict())
+        assert relative_error(changed(input_ids=ids).logits.detach().numpy(), wanted) > 1e-5, name
+    assert max(row.error for row in export(model, tmp_path / "out").rows) < 1e-5

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.activation import Activation, activate
 from ...core.attention import Declaration, Mixer, is_exporting
 from ...core.component import Site
 from ...core.context import Context
-from ...core.feedforward import Activation, activate
 from ...core.short_conv import widened
 from ...core.state import Declared, Memories, Remembered
 from ...core.tokens import Tokens, visible

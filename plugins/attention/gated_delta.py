@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import fla
+from ...core.activation import Activation, activate
 from ...core.attention import Declaration, Mixer, is_exporting
 from ...core.component import Site
 from ...core.context import Context
 from ...core.decay import Decays, carried, cut, draw_steps, joined, size_of_chunks
-from ...core.feedforward import Activation, activate
 from ...core.gated_norm import GatedNorm
 from ...core.linear import Linear, at_least_fp32, computed_in, exactly
 from ...core.moves import Concat, Heads, Layouts, Move, Reshape, Take

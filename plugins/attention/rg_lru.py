@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.activation import Activation, activate
 from ...core.attention import Declaration, Mixer
 from ...core.component import Site
 from ...core.context import Context
-from ...core.feedforward import Activation, activate
 from ...core.linear import Linear, at_least_fp32
 from ...core.moves import Concat, Layouts, Move, Reshape, Take
 from ...core.scan import decaying_sums, last_real

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import fla, stretched
+from ...core.activation import Activation, activate
 from ...core.attention import Declaration, Mixer, is_exporting
 from ...core.component import Site
 from ...core.context import Context
 from ...core.decay import draw_steps
 from ...core.fading import CHUNK, Sums, by_operator, fastest, token_by_token
-from ...core.feedforward import Activation, activate
 from ...core.gated_norm import GatedNorm
 from ...core.linear import Linear, at_least_fp32, exactly
 from ...core.moves import Layouts, Move, Reshape, Take

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...core.activation import Activation, activate
 from ...core.component import Site
 from ...core.context import Context
-from ...core.feedforward import Activation, FeedForward, activate
+from ...core.feedforward import FeedForward
 from ...core.linear import Linear
 from ...core.moves import Concat, Layouts, Move, Stack, Take
 from ...core.routing import Router, Routing

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ...core.activation import Activation, activate
 from ...core.component import Site
 from ...core.context import Context
-from ...core.feedforward import Activation, FeedForward, activate
+from ...core.feedforward import FeedForward
 from ...core.linear import Linear
 from ...core.moves import Layouts, Take, conv1d
 from ...core.state import Memories

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...core.activation import activate
 from ...core.component import Site
 from ...core.context import Context
-from ...core.feedforward import FeedForward, activate
+from ...core.feedforward import FeedForward
 from ...core.linear import Linear
 from ...core.moves import Layouts, Reshape, Take
 from ...core.shift import mixed, shifted

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
+from ...core.activation import Activation, activate
 from ...core.component import Part, Site
 from ...core.embedding import Embedding
-from ...core.feedforward import Activation, activate
 from ...core.head import Head
 from ...core.linear import Linear
 from ...core.pooling import Pool, pooled, pooled_reference

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.activation import Activation, activate
 from ...core.component import Part, Site
 from ...core.context import Context
 from ...core.embedding import Borrowed, Embedding
-from ...core.feedforward import Activation, activate
 from ...core.head import Head
 from ...core.linear import Linear
 from ...core.moves import Layouts, Reshape, Take

@@ -8,7 +8,7 @@ from torch import nn
 
 from planted.fault import planted
 from planted.sound import ShiftFeedForward, Square, SquareFeedForward
-from transom.core.feedforward import activate
+from transom.core.activation import activate
 from transom.registry.manager import get
 
 MLP, GLU = get("feedforward", "mlp"), get("feedforward", "glu")
