@@ -20,7 +20,7 @@ def initialise(model: nn.Module, seed: int, *, drawn: bool = True) -> None:
     Each module draws from a generator of its own, seeded by `seed` and its name: swapping one part leaves the first
     weights of all others as they were, and a model built on the meta device equals one built directly.
 
-    `drawn`: False leaves out the random numbers of modules that a `state_dict` holds whole, for whoever has one to load.
+    `drawn`: False leaves out the random numbers of modules that a `state_dict` holds whole, for whoever loads one.
 
     Raises:
         PluginError: a module has a parameter or a buffer, and neither it nor one that it is part of fills it.
