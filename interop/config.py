@@ -88,8 +88,9 @@ class _Reader:
             self.laid += [self.settings.piece(name) for name in dict.fromkeys(found)]
         else:
             given = ", ".join(map(str, names))
+            why = next((self.settings.reasons[name] for name in asked if name in self.settings.reasons), None)
             message = f"{shown(given)} is not known to the family{nearest(given, known)}"
-            self.problems.append(Problem(place, message))
+            self.problems.append(Problem(place, message if why is None else f"{message}: {why}"))
 
     def read(self) -> None:
         """Read every field: those of the family in its order, then look at what is left."""
@@ -183,7 +184,9 @@ class _Reader:
         self._note(node.mark, f"{shown(node.plain())} is not known to the family{nearest(text_of(node), known)}")
 
     def _note(self, mark: Mark, message: str) -> None:
-        if (problem := Problem(mark, message)) not in self.problems:  # a field may be read more than once
+        why = self.settings.reasons.get(mark.path)
+        problem = Problem(mark, message if why is None else f"{message}: {why}")
+        if problem not in self.problems:  # a field may be read more than once
             self.problems.append(problem)
 
 

@@ -227,7 +227,8 @@ class ConfigSettings:
     that another spec read, and that there is not. `layers`: name -> what layers of this kind change in `layer`; fields
     choose them by it, and a value goes to `layers.NAME.OPTION`. `defaults`: what fields are that the file leaves out;
     within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields that change
-    nothing. `renamed`: an older name -> the name that it is read by.
+    nothing. `renamed`: an older name -> the name that it is read by. `reasons`: field, or architecture that is not read
+    -> why what is refused of it is.
     `unnamed`: the architecture of files that name none, the first one unless given: those of a spec that this one
     extends come first.
     """
@@ -240,6 +241,7 @@ class ConfigSettings:
     same: Mapping[str, Node] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
     start: Node | None = None
     unnamed: str | None = None
 

@@ -240,23 +240,35 @@ def test_what_the_peer_does_not_read(tmp_path: Path, fields: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("attn_type", "both"), ("bi_data", True), ("summary_use_proj", False), ("ff_activation", "mish"),
-     ("summary_type", "attn"), ("rel_attn_window", 3), ("architectures", ["XLNetForQuestionAnswering"])],
+    ("field", "value", "why"),
+    [("attn_type", "both", ""), ("bi_data", True, "batch's second half"), ("summary_use_proj", False, ""),
+     ("ff_activation", "mishap", ""), ("summary_type", "attn", ""), ("rel_attn_window", 3, ""),
+     ("architectures", ["XLNetForQuestionAnswering"], "likeliest starts")],
 )  # fmt: skip
-def test_what_it_can_t_be_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+def test_what_it_can_t_be_is_refused(tmp_path: Path, field: str, value: Any, why: str) -> None:
     XLNetLMHeadModel(config()).save_pretrained(tmp_path / "hf")
     path = tmp_path / "hf" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    with pytest.raises(SpecError, match=f"config.json: {field}: "):
+    with pytest.raises(SpecError, match=f"config.json: {field}: .*{why}"):
         family_spec(tmp_path / "hf")
 
 
-@pytest.mark.parametrize(("field", "value"), [("same_length", True), ("reuse_len", 5)])
-def test_what_one_way_depends_on_how_a_text_is_cut_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "why"), [("same_length", True, "itself alone"), ("reuse_len", 5, "see no other")]
+)
+def test_what_one_way_depends_on_how_a_text_is_cut_is_refused(tmp_path: Path, field: str, value: Any, why: str) -> None:
     XLNetLMHeadModel(config(attn_type="uni", **{field: value})).save_pretrained(tmp_path / "hf")
-    with pytest.raises(SpecError, match=f"config.json: {field}: "):
+    with pytest.raises(SpecError, match=f"config.json: {field}: .*{why}"):
         family_spec(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+@torch.no_grad()
+def test_what_the_peer_sees_with_same_length_depends_on_what_is_kept(kept: int) -> None:
+    """The reason that is given: the third token of a chunk sees itself alone, or the last of three before the chunk."""
+    mask = XLNetModel(config(attn_type="uni", same_length=True)).create_mask(4, kept)
+    seen = mask[3].eq(0).nonzero().flatten().tolist()
+    assert seen == ([3] if kept == 0 else [3, 4, 5, 6])
 
 
 def test_older_names_are_read(tmp_path: Path) -> None:
