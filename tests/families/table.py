@@ -63,28 +63,66 @@ def measure(file: Path, into: Path) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Measure file by file, each in a process of its own, and write the page; return the exit code.
 
-    With `--go-on`, files that were measured before are left out, whatever has changed since.
+    `--file FILE` measures one. With `--go-on`, files that were measured before are left out, whatever has changed
+    since. `--only NAME...`, which comes last, writes the rows of these families anew and leaves the others as they are.
     """
     if arguments and arguments[0] == "--file":
         return measure(HERE / arguments[1], KEPT / f"{arguments[1]}.json")
-    if "--go-on" not in arguments:
+    only = arguments[arguments.index("--only") + 1 :] if "--only" in arguments else ()
+    if "--go-on" not in arguments and not only:
         shutil.rmtree(KEPT, ignore_errors=True)
-    worst: dict[str, float] = {}
-    for file in sorted(HERE.glob("test_*.py")):
-        kept = KEPT / f"{file.name}.json"
-        if not kept.exists() and (failed := subprocess.call([sys.executable, __file__, "--file", file.name])):
+    for file in due(types_of(only), "--go-on" in arguments):
+        if failed := subprocess.call([sys.executable, __file__, "--file", file.name]):
             return failed
-        for kind, error in json.loads(kept.read_text(encoding="utf-8")).items():
-            worst[kind] = max(error, worst.get(kind, 0.0))
+    write(only)
+    return 0
+
+
+def measured() -> dict[str, dict[str, float]]:
+    """Return the largest errors that files of tests have found, by `model_type`, of those that were run."""
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in KEPT.glob("*.json")}
+
+
+def types_of(names: Sequence[str]) -> set[str]:
+    """Return what `config.json` calls some families."""
+    from transom.registry.sources import families
+    from transom.registry.spec import load_spec
+
+    known = families()
+    if odd := sorted(set(names) - known.keys()):
+        raise SystemExit(f"{odd[0]} is no family; {', '.join(known)} are")
+    specs: list[Any] = [load_spec(known[name]) for name in names]
+    return {spec.hf.config.type for spec in specs}
+
+
+def due(types: set[str], go_on: bool) -> list[Path]:
+    """Return the files to run: those that were not yet, and those that measure one of some types, unless to go on.
+
+    None where to go on, and all of these types were measured.
+    """
+    found = measured()
+    if go_on and types and types <= {kind for errors in found.values() for kind in errors}:
+        return []
+    files = sorted(HERE.glob("test_*.py"))
+    return [file for file in files if file.name not in found or (not go_on and types & found[file.name].keys())]
+
+
+def write(only: Sequence[str]) -> None:
+    """Write the page, all rows of it or some."""
     import transformers
     from published import NAMES
 
     from transom.registry.sources import families
 
-    rows = [row(name, path, worst) for name, path in families().items()]
+    page, worst = HERE.parents[1] / "docs" / "families.md", dict[str, float]()
+    for errors in measured().values():
+        for kind, error in errors.items():
+            worst[kind] = max(error, worst.get(kind, 0.0))
+    lines = page.read_text(encoding="utf-8").splitlines(keepends=True)
+    there = {line.split(" ")[1]: line for line in lines if line.startswith("| ")}
+    rows = [there[name] if only and name not in only else row(name, path, worst) for name, path in families().items()]
     text = HEAD.format(version=transformers.__version__, published=len(NAMES)) + "".join(rows)
-    (HERE.parents[1] / "docs" / "families.md").write_text(text, encoding="utf-8", newline="\n")
-    return 0
+    page.write_text(text, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
