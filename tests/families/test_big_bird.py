@@ -122,7 +122,7 @@ def test_every_option_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("is_decoder", True), ("attention_type", "sparse"), ("add_cross_attention", True), ("hidden_act", "mish")],
+    [("is_decoder", True), ("attention_type", "sparse"), ("add_cross_attention", True), ("hidden_act", "prelu")],
 )
 def test_what_is_not_supported_is_refused(tmp_path: Path, field: str, value: object) -> None:
     made = config()

@@ -82,7 +82,7 @@ def test_the_sizes_are_the_published_ones(name: str, count: int) -> None:
         ({"n_head": ...}, "n_head: is missing: the family knows no default of it"),
         ({"n_head": "4"}, "n_head: should be a whole number, not the text '4'"),
         ({"n_head": 5}, "n_head: 5 heads do not divide d_model 36"),
-        ({"activation_function": "mish"}, "activation_function: 'mish' is not known to the family (did you"),
+        ({"activation_function": "misch"}, "activation_function: 'misch' is not known to the family (did you"),
         ({"tie_encoder_decoder": True}, "tie_encoder_decoder: true is not supported; only false is"),
         ({"add_cross_attention": True}, "add_cross_attention: true is not supported; only false is"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config: the weights are quantised (fp8); "),

@@ -110,7 +110,7 @@ def refusal(theirs: Any, folder: Path, **wrong: Any) -> str:
             {"rope_type": "yarn"},
             "rope_parameters.rope_type: 'yarn' is not supported; only 'default'",
         ),
-        ("hidden_activation", "mish", "hidden_activation: 'mish' is not known to the family"),
+        ("hidden_activation", "softsign", "hidden_activation: 'softsign' is not known to the family"),
         ("lru_width", 41, "6 blocks do not divide 41 channels evenly"),
         ("conv1d_width", 0, "0 covers no token"),
     ],
