@@ -19,6 +19,8 @@ from .graph import save
 from .matrices import Matrix, check_patterns, lookups, matches, products
 
 DOMAIN = "com.microsoft"
+LARGEST = 64
+"""The largest code of int8: processors without VNNI add two products with bytes in 16 bits, and 2 * 255 * 64 fits."""
 WIDE = 8  # bits of what is to be wider than the rest
 
 Arrays = Mapping[str, NDArray[Any] | None]
@@ -56,7 +58,7 @@ class Method:
 def _dynamic(matrix: Matrix, settings: QuantizeSettings, rounding: Round) -> Stored:
     """Store int8 weights with a scale a column; what they are multiplied with is rounded to 8 bits as it comes."""
     weight = matrix.weight()
-    scales = weight.abs().amax(0) / 127
+    scales = weight.abs().amax(0) / LARGEST
     codes = (weight / scales.clamp(min=torch.finfo(torch.float32).tiny)).round_().to(torch.int8)
     arrays: Arrays = {"codes": codes.contiguous().numpy(), "scales": scales.numpy(), "zeros": None, "bias": None}
     return Stored("DynamicQuantizeMatMul", arrays, {})
