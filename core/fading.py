@@ -40,7 +40,7 @@ def fastest(x: Tensor, context: Context, *, by_entry: bool = False) -> Sums:
         return token_by_token
     if by_entry:
         return in_chunks_by_entry
-    if stretched.takes(x):
+    if stretched.takes(x) and doc is None:
         return in_stretches
     return partial(by_kernel, half=computed_in(x)) if fla.takes(x, doc) else in_chunks
 
@@ -85,8 +85,8 @@ def by_operator(
 def in_stretches(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, first: Tensor, doc: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute `in_chunks` on CPU, and its gradients, in what the processor's caches hold."""
-    log_decay = log_decay if doc is None else stretched.apart(log_decay, doc)
+    """Compute `in_chunks` of one document a row on CPU, and its gradients, in what the processor's caches hold."""
+    assert doc is None
     return stretched.fading_sums(q, k, v, log_decay, first, partial(in_chunks, doc=None))
 
 

@@ -51,12 +51,6 @@ def path(size: int) -> str:
     return f"chunks of {size}, on CPU a stretch of them at a time, which the caches hold"
 
 
-def apart(log_decay: Tensor, doc: Tensor) -> Tensor:
-    """Return log_decay (B, T, H) where documents, doc (B, T), keep nothing of those before them."""
-    begins = doc[:, 1:] != doc[:, :-1]
-    return log_decay.masked_fill(F.pad(begins, (1, 0)).unsqueeze(-1), NOTHING)
-
-
 def fading_sums(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, first: Tensor, again: Again
 ) -> tuple[Tensor, Tensor]:

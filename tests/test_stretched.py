@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transom.core import features, stretched
-from transom.core.fading import Sums, in_chunks, in_stretches, token_by_token
+from transom.core.fading import in_chunks, in_stretches, token_by_token
 
 # T, heads of q and k, heads of v, of which the most are H, D, E; numbers a stretch may have.
 SHAPES = [(2, 3, 3, 5, 7, 2**19), (67, 1, 3, 4, 3, 2**19), (331, 2, 6, 6, 5, 2**14), (200, 4, 4, 3, 9, 1)]
@@ -27,9 +27,9 @@ def drawn(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def hold(
-    ours: Callable[..., tuple[Tensor, ...]], theirs: Callable[..., tuple[Tensor, ...]], given: list[Tensor]
+    ours: Callable[..., tuple[Tensor, Tensor]], theirs: Callable[..., tuple[Tensor, Tensor]], given: list[Tensor]
 ) -> None:
-    """Compare the results, the gradients of all, and the gradients of a sum of squared gradients."""
+    """Compare both results, the gradients of both, and the gradients of a sum of squared gradients."""
     grads: list[Tensor] = []
     seconds = []
     for sums in (ours, theirs):
@@ -66,21 +66,6 @@ def test_strong_decays_blur_none(length: int, groups: int, heads: int, d: int, e
     exact, end = token_by_token(*(t.double() for t in (q, k, v, fades, first)), None)
     torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(last.double(), end, rtol=1e-5, atol=1e-5)
-
-
-def test_fading_apart(length: int, groups: int, heads: int, d: int, e: int) -> None:
-    """Documents of one token and of several, one of which goes on from chunk to chunk, and no state before them."""
-    q, k, v = drawn((2, length, groups, d), (2, length, groups, d), (2, length, heads, e))
-    fades = (-torch.rand(2, length, heads, dtype=torch.float64)).requires_grad_()
-    doc = (torch.rand(2, length) < torch.tensor([[0.3], [0.01]])).long().cumsum(1)
-    none = torch.zeros(2, heads, d, e, dtype=torch.float64)
-
-    def apart(sums: Sums) -> Callable[..., tuple[Tensor, ...]]:  # the last sums are nobody's: no state has documents
-        return lambda *t: sums(*t, none, doc)[:1]
-
-    if length < 100:
-        hold(apart(in_stretches), apart(token_by_token), [q, k, v, fades])
-    hold(apart(in_stretches), apart(in_chunks), [q, k, v, fades])
 
 
 def test_weighed(length: int, groups: int, heads: int, d: int, e: int) -> None:
