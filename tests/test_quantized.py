@@ -256,6 +256,14 @@ def test_what_is_calibrated_needs_data(model: Topology, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_no_sum_of_two_int8_products_is_wider_than_16_bits(exported: Export) -> None:
+    """Processors without VNNI would cut it off: each product is of a byte, at most 255, and a code."""
+    graph = onnx.load(exported(quantize="int8").folder / "model.onnx").graph
+    codes = [numpy_helper.to_array(each) for each in graph.initializer if each.data_type == TensorProto.INT8]
+    assert codes
+    assert all(2 * 255 * int(np.abs(each.astype(np.int64)).max()) <= np.iinfo(np.int16).max for each in codes)
+
+
 @pytest.mark.parametrize(
     ("settings", "label", "most"),
     [
