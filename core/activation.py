@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Activation = Literal[
-    "relu", "gelu", "gelu_tanh", "gelu_10", "quick_gelu", "silu", "relu2", "relu6", "leaky_relu", "hardswish", "mish",
-    "tanh", "sigmoid", "laplace", "sqrtsoftplus", "linear",
-]  # fmt: skip
+from .activation_names import Activation
 
 
 def activate(name: Activation, x: Tensor) -> Tensor:

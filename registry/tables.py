@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..core.activation import ACTIVATIONS
+from ..core.activation_names import NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Table:
 
 # Several names stand for one function: most of a gelu's are the one that takes tanh for the error function.
 _ACTIVATIONS: dict[str, str] = {
-    **{name: name for name in ACTIVATIONS if name != "gelu_tanh"},
+    **{name: name for name in NAMES if name != "gelu_tanh"},
     "gelu_accurate": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_new": "gelu_tanh",

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.activation import Activation, activate
+from ...core.activation import activate
+from ...core.activation_names import Activation
 from ...core.attention import Declaration, Mixer, is_exporting
 from ...core.component import Site
 from ...core.context import Context

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core import fla, stretched
-from ...core.activation import Activation, activate
+from ...core.activation import activate
+from ...core.activation_names import Activation
 from ...core.attention import Declaration, Mixer, is_exporting
 from ...core.component import Site
 from ...core.context import Context

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...core.activation import Activation, activate
+from ...core.activation import activate
+from ...core.activation_names import Activation
 from ...core.component import Site
 from ...core.context import Context
 from ...core.feedforward import FeedForward

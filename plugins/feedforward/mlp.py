@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...core.activation import Activation, activate
+from ...core.activation import activate
+from ...core.activation_names import Activation
 from ...core.component import Site
 from ...core.context import Context
 from ...core.feedforward import FeedForward

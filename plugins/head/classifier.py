@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from ...core.activation import Activation, activate
+from ...core.activation import activate
+from ...core.activation_names import Activation
 from ...core.component import Part, Site
 from ...core.embedding import Embedding
 from ...core.head import Head
