@@ -27,7 +27,7 @@ class Watch:
 
     @property
     def shown(self) -> tuple[Tensor, ...] | None:
-        """Return the weights that came to light; None where nobody asked."""
+        """Return the weights that came to light, each layer's (B, H, T, S); None where nobody asked."""
         return None if self.weights is None else tuple(self.weights)
 
 

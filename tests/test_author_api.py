@@ -127,9 +127,9 @@ def test_each_hook_is_documented() -> None:
 
 def test_types_hang_on_their_contracts() -> None:
     assert set(hung(core.Embedding)) == {"Input"}
-    assert set(hung(core.Objective)) == {"Loss", "Prepared", "Vocabulary"}
+    assert set(hung(core.Objective)) == {"CrossEntropyConfig", "Loss", "Prepared", "Vocabulary"}
     assert set(hung(core.Data)) == {"Example", "ImageField", "LabelField", "TextField", "Tokenizer"}
-    assert set(hung(core.Topology)) == {"Graph", "Output", "Stack", "StackRole", "State"}
+    assert set(hung(core.Topology)) == {"Graph", "Output", "Stack", "StackRole", "State", "Watch"}
     assert set(hung(core.Head)) == {"Borrowed"}
 
 

@@ -34,5 +34,7 @@ class LstmAttention(Recurrent):
 
     @staticmethod
     def fused(x: Tensor, carry: Sequence[Tensor], weights: list[Tensor], both: bool) -> tuple[Tensor, ...]:
-        """Run torch's kernel."""
-        return torch.lstm(x, list(carry), weights, True, 1, 0.0, False, both, True)
+        """Run torch's kernel; on a CPU in the weights' precision, as not every processor has that kernel in bf16."""
+        with torch.autocast("cpu", enabled=False):
+            inner, *state = (t.to(weights[0].dtype) if t.is_cpu else t for t in (x, *carry))
+            return torch.lstm(inner, state, weights, True, 1, 0.0, False, both, True)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.activation import Activation, activate
+from ...core.activation import activate
+from ...core.activation_names import Activation
 from ...core.component import Part, Site
 from ...core.context import Context
 from ...core.embedding import Borrowed, Embedding
@@ -112,9 +113,12 @@ class LmHead(Head):
 
     def projection(self) -> tuple[Tensor, Tensor | None]:
         """Return the table (V, E), the embedding's when tied, and the bias."""
+        return self._table(), self.bias
+
+    def _table(self) -> Tensor:
         table = self.source.table() if self.source is not None else self.weight
         assert isinstance(table, Tensor)
-        return table, self.bias
+        return table
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits (B, T, V) for hidden (B, T, C)."""
@@ -130,9 +134,8 @@ class LmHead(Head):
             hidden = hidden if self.config.transform is None else activate(self.config.transform, hidden)
         if self.norm is not None:
             hidden = self.norm.reference(hidden)
-        table, bias = self.projection()
-        logits = torch.einsum("btc,vc->btv", hidden, table) * self.scale
-        return self._capped(logits if bias is None else logits + bias)
+        logits = torch.einsum("btc,vc->btv", hidden, self._table()) * self.scale
+        return self._capped(logits if self.bias is None else logits + self.bias)
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.config.soft_cap
