@@ -23,6 +23,7 @@ from ..core.topology import Graph, Topology
 from ..errors import ExportError, TransomError
 from ..registry.settings import ExportSettings
 from .manifest import TOTAL, Dims, GraphFacts, StateFacts, TensorFacts
+from .operators import shorten
 from .passes import tidied
 
 IR_VERSION = 10  # torch and onnx write newer ones than runtimes read
@@ -131,6 +132,7 @@ def _translate(
                 strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
+            shorten(program)
             translated = torch.onnx.export(
                 program,
                 opset_version=opset,
