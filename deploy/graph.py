@@ -25,6 +25,7 @@ from ..registry.settings import ExportSettings
 from .manifest import TOTAL, Dims, GraphFacts, StateFacts, TensorFacts
 from .operators import shorten
 from .passes import tidied
+from .simplify import simplify
 
 IR_VERSION = 10  # torch and onnx write newer ones than runtimes read
 EXTERNAL = 100_000_000  # bytes of weights above which they stand in a file of their own, NAME.onnx.data
@@ -139,11 +140,13 @@ def _translate(
                 input_names=list(inputs),
                 output_names=outputs,
                 custom_translation_table={torch.ops.aten.remainder.Scalar: _remainder},
+                optimize=False,
                 verbose=False,
             )
+            assert translated is not None
+            simplify(translated.model)
     except Exception as error:  # whatever a component, the tracer or the translator makes of it
         raise ExportError(f"graph {name!r} can't be exported: {_why(error)}") from error
-    assert translated is not None
     return translated
 
 

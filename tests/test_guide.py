@@ -33,6 +33,7 @@ def test_the_guide_imports_from_the_core_alone(blocks: list[tuple[str, str, str]
     assert set(re.findall(r"^(?:from|import) (transom[.\w]*)", code, re.MULTILINE)) == {"transom.core"}
 
 
+@pytest.mark.timeout(400)  # a dozen commands, each a process that imports torch
 def test_every_line_of_the_guide_runs(blocks: list[tuple[str, str, str]], environment: Run, tmp_path: Path) -> None:
     folder, printed = tmp_path, ""
     for language, file, text in blocks:

@@ -51,8 +51,8 @@ def other_names(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
 
 def the_same(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     """Do nothing: casts to what a tensor is, constants, detached."""
-    told = torch.tensor([1.0, -2.0, 0.5]).detach()
-    return (x.float().to(torch.float32).detach() + y.sum(), x.to(torch.int64), told, x.to(x.dtype) * 2, y.expand_as(y) + 1)
+    told, cast = torch.tensor([1.0, -2.0, 0.5]).detach(), x.float().to(torch.float32).detach()
+    return (cast + y.sum(), x.to(torch.int64), told, x.to(x.dtype) * 2, y.expand_as(y) + 1)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # torch's, of its own
