@@ -50,3 +50,22 @@ TABLES: Mapping[str, Table] = {
         refused=_REFUSED_GATED,
     ),
 }
+
+# What a map of a rotation says beside its kind -> the option of a position that it goes to.
+ROTATED: Mapping[str, str] = {
+    "rope_theta": "theta",
+    "factor": "scaling.factor",
+    "low_freq_factor": "scaling.slow",
+    "beta_slow": "scaling.slow",
+    "high_freq_factor": "scaling.fast",
+    "beta_fast": "scaling.fast",
+    "short_factor": "scaling.short",
+    "long_factor": "scaling.long",
+    "attention_factor": "scaling.magnitude",
+    "mscale": "scaling.mscale",
+    "mscale_all_dim": "scaling.mscale_all_dim",
+}
+# The kinds of stretched rotations, of which some say for how long a text they were trained, and one means the longest.
+STRETCHED = ("linear", "llama3", "yarn", "longrope", "dynamic")
+TRAINED = ("llama3", "yarn", "longrope", "su")  # as older files call longrope
+LONGEST = ("dynamic", "max_position_embeddings")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from ..core.component import Part
 from ..core.placement import Placement, Residual, residual_fits
 from .marks import Mark, Node, nearest, node_of
 from .settings import ExportSettings, TrainSettings
-from .tables import TABLES, Table
+from .tables import LONGEST, ROTATED, STRETCHED, TABLES, TRAINED, Table
 
 NUMBER = r"\{([a-z_]+)\}"
 """What stands for a number in the name of a module."""
@@ -217,6 +217,34 @@ def _table(name: str) -> Table:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RotationSettings:
+    """Say where the fields of a map go that says how a rotation is stretched: `rope_theta`, `rope_type` and so on.
+
+    `to`: the position in a spec. `when`: other fields -> what each must be, or one of what, for these to be read.
+    """
+
+    to: str
+    when: Mapping[str, Node] = field(default_factory=dict)
+
+    def fields(self, at: str) -> Mapping[str, FieldSettings]:
+        """Return what each field of the map `at` sets."""
+        mark = Mark(f"rotation {at}")
+        kind, (longest, length) = f"{at}.rope_type", LONGEST
+
+        def of(option: str, kinds: Sequence[str] = (), **more: Any) -> FieldSettings:
+            asked = {kind: node_of(tuple(node_of(name, mark) for name in kinds), mark)} if kinds else {}
+            return FieldSettings(to=f"{self.to}.{option}", when={**self.when, **asked}, **more)
+
+        kinds = {name: node_of(name, mark) for name in STRETCHED}
+        return {
+            kind: of("scaling.kind", cases={"default": node_of({}, mark)}, values=kinds),
+            f"{at}.{longest}": of("scaling.trained", (longest,), of=length),
+            f"{at}.original_max_position_embeddings": of("scaling.trained", TRAINED),
+            **{f"{at}.{name}": of(option) for name, option in ROTATED.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConfigSettings:
     """Say how a spec follows from the `config.json` of a Hugging Face folder.
 
@@ -224,11 +252,12 @@ class ConfigSettings:
     those that there are, or patterns of them, the first where the file names none -> the piece of a spec that each lays
     over this one, or the name of another that it is like; patterns first. `fields`: field -> the option that its value
     goes to, several, or a map with more; in order, a later one wins; `a.b` is field b of the map a; null for a field
-    that another spec read, and that there is not. `layers`: name -> what layers of this kind change in `layer`; fields
-    choose them by it, and a value goes to `layers.NAME.OPTION`. `defaults`: what fields are that the file leaves out;
-    within maps any may be. `same`: fields that must be as given. `ignored`: glob patterns of fields that change
-    nothing. `renamed`: an older name -> the name that it is read by. `reasons`: field, or architecture that is not read
-    -> why what is refused of it is.
+    that another spec read, and that there is not. `rotations`: a map within it -> the position that its fields go to,
+    after all others, where `fields` has no word of them; null for one that another spec read. `layers`: name -> what
+    layers of this kind change in `layer`; fields choose them by it, and a value goes to `layers.NAME.OPTION`.
+    `defaults`: what fields are that the file leaves out; within maps any may be. `same`: fields that must be as given.
+    `ignored`: glob patterns of fields that change nothing. `renamed`: an older name -> the name that it is read by.
+    `reasons`: field, or architecture that is not read -> why what is refused of it is.
     `unnamed`: the architecture of files that name none, the first one unless given: those of a spec that this one
     extends come first.
     """
@@ -236,6 +265,7 @@ class ConfigSettings:
     type: str
     architectures: Mapping[str, Node]
     fields: Mapping[str, FieldSettings | tuple[str, ...] | str | None]
+    rotations: Mapping[str, RotationSettings | str | None] = field(default_factory=dict)
     layers: Mapping[str, Node] = field(default_factory=dict)
     defaults: Mapping[str, Node] = field(default_factory=dict)
     same: Mapping[str, Node] = field(default_factory=dict)
@@ -253,6 +283,10 @@ class ConfigSettings:
             for name, item in self.fields.items()
             if item is not None
         }
+        for at, rotation in self.rotations.items():
+            if rotation is not None:
+                rotation = RotationSettings(to=rotation) if isinstance(rotation, str) else rotation
+                whole |= {name: item for name, item in rotation.fields(at).items() if name not in self.fields}
         if odd := sorted(self.defaults.keys() - self.fields.keys()):
             raise ValueError(f"defaults: '{odd[0]}' is none of `fields`")
         if odd := sorted({other for item in whole.values() for other in item.when} - whole.keys()):
