@@ -190,10 +190,23 @@ def _same(node: fx.Node, sizes: _Sizes) -> None:
         node.graph.erase_node(node)
 
 
+def _undropped(node: fx.Node, sizes: _Sizes) -> None:
+    """Leave out a dropout of what is not in training."""
+    if not node.args[2]:
+        _same(node, sizes)
+
+
 def _turned(node: fx.Node, sizes: _Sizes) -> None:
     rank = node.meta["val"].dim()
     order = list(range(rank))[::-1] if node.target is aten.numpy_T.default else [*range(rank - 2), rank - 1, rank - 2]
     node.target, node.args = aten.permute.default, (node.args[0], order)
+
+
+def _moved(node: fx.Node, sizes: _Sizes) -> None:
+    source, start, end = cast(tuple[fx.Node, int, int], node.args)
+    order = list(range(source.meta["val"].dim()))
+    order.insert(end % len(order), order.pop(start))
+    node.target, node.args = aten.permute.default, (source, order)
 
 
 def _cut(node: fx.Node, sizes: _Sizes) -> None:
@@ -267,10 +280,12 @@ RULES: Mapping[Target, Rule] = MappingProxyType({
     aten.narrow.default: _cut,
     aten.to.dtype: _cast,
     aten.detach.default: _same,
+    aten.dropout.default: _undropped,
     aten.detach_.default: _same,
     aten.lift_fresh_copy.default: _same,
     aten.numpy_T.default: _turned,
     aten.mT.default: _turned,
+    aten.movedim.int: _moved,
     aten.rsub.Scalar: _subtracted,
     aten.square.default: _squared,
     aten.add_.Tensor: _written,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,24 @@ for name in ("TRANSOM_PLUGINS", "FORCE_COLOR", "NO_COLOR", "COLUMNS"):
 settings.register_profile("transom", deadline=None, derandomize=True, database=None)
 settings.load_profile("transom")
 
+# Rows of the conformance suite that compile or export: seconds for each component, where others take a tenth of one.
+COMPILES, EXPORTS = 18, 19
+STACKED = ("attention", "position", "norm")  # test_combinations exports all of these, in stacks of all
+EVERY = 3
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to `make conformance` what takes long and is much alike: most rows that compile, and some exports."""
+    for item in items:
+        proof = getattr(item, "proof", None)
+        if proof is None:
+            continue
+        number, cls = proof.row.number, proof.cls
+        chosen = zlib.crc32(cls.__name__.encode()) % EVERY == 0
+        if (number == COMPILES and not chosen) or (number == EXPORTS and cls.kind in STACKED):
+            item.add_marker("long")
 
 
 @pytest.fixture(scope="session")

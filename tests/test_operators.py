@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -50,8 +51,9 @@ def other_names(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
 
 
 def the_same(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """Do nothing: casts to what a tensor is, constants, detached."""
+    """Do nothing: casts to what a tensor is, constants, detached, dropout of what is not in training."""
     told, cast = torch.tensor([1.0, -2.0, 0.5]).detach(), x.float().to(torch.float32).detach()
+    cast = F.dropout(cast, 0.5, training=False)
     return (cast + y.sum(), x.to(torch.int64), told, x.to(x.dtype) * 2, y.expand_as(y) + 1)
 
 
