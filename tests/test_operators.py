@@ -29,6 +29,7 @@ def heads(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         x.view(x.shape[0], -1, 3, 4),
         apart.reshape(x.shape[0], -1, 4),
         apart.mT.flatten(0, 1),
+        apart.movedim(1, -1) * 2,
     )
 
 
