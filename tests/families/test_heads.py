@@ -215,11 +215,11 @@ def test_older_names_of_norms_come_in_and_go_out(tmp_path: Path, prefix: str) ->
         ("RobertaForSequenceClassification", SIZES),
         ("ElectraForPreTraining", SIZES | {"embedding_size": 20}),
         ("T5ForConditionalGeneration", T5),
-        ("MT5ForConditionalGeneration", T5),
+        pytest.param("MT5ForConditionalGeneration", T5, marks=pytest.mark.long),  # as T5
         ("T5EncoderModel", T5),
         ("BartForConditionalGeneration", BART),
         ("BartForCausalLM", BART | {"use_cache": False}),
-        ("PegasusForConditionalGeneration", BART),
+        pytest.param("PegasusForConditionalGeneration", BART, marks=pytest.mark.long),  # as BART, but for its positions
     ],
 )
 def test_a_graph_of_it_agrees(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
