@@ -282,7 +282,6 @@ RULES: Mapping[Target, Rule] = MappingProxyType({
     aten.detach.default: _same,
     aten.dropout.default: _undropped,
     aten.detach_.default: _same,
-    aten.lift_fresh_copy.default: _same,
     aten.numpy_T.default: _turned,
     aten.mT.default: _turned,
     aten.movedim.int: _moved,

@@ -31,9 +31,9 @@ EVERY = 3
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to `make conformance` what takes long and is much alike: most rows that compile, and some exports."""
-    for item in items:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out of the quick profile what takes long and is much alike: most rows that compile, and some exports."""
+    for item in items if config.getoption("transom_profile") == "quick" else ():
         proof = getattr(item, "proof", None)
         if proof is None:
             continue
