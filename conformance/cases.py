@@ -13,6 +13,7 @@ import torch
 from ..core.attention import Headed
 from ..core.component import KINDS, Part, Site
 from ..core.heads import HeadsConfig
+from ..core.initialise import Undrawn
 from ..core.scaling import Scaling
 from ..errors import PluginError
 
@@ -265,7 +266,7 @@ def _build(case: Case) -> None:
     """Make a case's config, and build it where its kind allows, without allocating anything."""
     made = case.config is not None
     if made and case.cls.kind in SITED:
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             case.part.build(site_of(case))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..core.attention import Mechanism
+from ..core.initialise import Undrawn
 from ..registry.manager import BUILT_IN, ComponentClass, Installed, Registry, UnknownName, default
 from .cases import Case, cases_of, site_of
 
@@ -30,9 +31,10 @@ def hooked(hook: str) -> list[Case]:
     return [case for case in bases("position") if hook in case.cls.hooks]
 
 
+@functools.cache
 def forgets_marks(attention: Case, position: Case) -> bool:
     """Say whether an attention keeps its newest tokens alone, without what a position reads of each besides."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         reads = position.part.build(site_of(attention)).reads()
         declared = attention.part.build(site_of(attention)).declared()
     return bool(reads) and any(rule.grows == "ring" for rule in declared.values())
@@ -54,7 +56,7 @@ def composes(attention: Case, position: Case) -> bool:
 @functools.cache
 def _fits(attention: Case, position: Case) -> bool:
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             position.part.build(site_of(attention))
     except ValueError:  # a share of a head that is odd, say
         return False

@@ -109,12 +109,12 @@ class Item:
 
 @contextmanager
 def _alone(seed: int) -> Iterator[None]:
-    """Seed torch's generator, and put it back; on one thread, as the tensors are too small for a second to pay."""
+    """Seed the CPU's generator, and put it back; on one thread, as the tensors are too small for a second to pay."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             yield
     finally:
         torch.set_num_threads(threads)

@@ -34,7 +34,8 @@ def initialise(model: nn.Module, seed: int, *, drawn: bool = True) -> None:
             # What no state_dict holds must be as ever, and follows from all that its module draws before it.
             whole = not drawn and all(id(tensor) in kept for tensor in (*module.parameters(), *module.buffers()))
             with torch.random.fork_rng(devices=[]), Undrawn() if whole else nullcontext():
-                torch.manual_seed(seed_of(seed, name))
+                # Not torch.manual_seed, which would seed every other device too, for good.
+                torch.default_generator.manual_seed(seed_of(seed, name))
                 reset()
         elif module not in filled:
             _check_empty(module)

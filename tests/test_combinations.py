@@ -32,13 +32,6 @@ from transom.deploy.parity import ALLOWED
 from transom.registry.compose import compose
 from transom.registry.manager import default
 
-ROWS = combinations()
-SPECS = {row: spec_of(row) for row in ROWS}
-REFUSALS = {row: refusal(row, SPECS[row]) for row in ROWS}
-CHOSEN = covering(ROWS, lambda row: REFUSALS[row] is not None)
-SOUND = [row for row in CHOSEN if REFUSALS[row] is None]
-
-
 # A stack that serves training alone gives nothing that could be walked.
 WHOLE = [
     name for name in default().names("topology") if not (cls := default().get("topology", name)).readers(cls.Config())
@@ -59,6 +52,12 @@ def lacking(row: Combination) -> set[str]:
     return lacks & (hooks | {"causal" if role.causal else "two_sided" for role in roles})
 
 
+ROWS = combinations()
+# Chosen by what attentions declare, which takes no spec: that those are the rows that compose is tested below.
+CHOSEN = covering(ROWS, lambda row: bool(lacking(row)))
+SOUND = [row for row in CHOSEN if not lacking(row)]
+
+
 def added(position: str) -> bool:
     """Say whether a position is told apart from the next by what is added to embeddings."""
     return position != NONE and "add" in default().get("position", position).hooks
@@ -75,27 +74,27 @@ def test_every_kind_is_walked_whole() -> None:
 
 @pytest.mark.parametrize("attention", default().names("attention"))
 def test_a_combination_is_refused_where_its_attention_lacks_what_it_takes_and_built_elsewhere(attention: str) -> None:
-    for row in ROWS:
-        if row.attention != attention:
-            continue
-        assert (REFUSALS[row] is not None) == bool(lacking(row)), row
-        if REFUSALS[row] is None:
-            assert next(compose(SPECS[row], "meta").parameters()).is_meta
+    for row in (row for row in ROWS if row.attention == attention):
+        spec = spec_of(row)
+        assert (refusal(row, spec) is not None) == bool(lacking(row)), row
+        if not lacking(row):
+            assert next(compose(spec, "meta").parameters()).is_meta
 
 
 def test_any_two_parts_meet_in_a_chosen_row() -> None:
     assert len(CHOSEN) <= 1.2 * len(default().names("attention")) * (len(default().names("position")) + 1)
     met = frozenset().union(*map(pairs, CHOSEN))
     assert met == frozenset().union(*map(pairs, ROWS))
-    sound = frozenset().union(*(pairs(row) for row in ROWS if REFUSALS[row] is None))
+    sound = frozenset().union(*(pairs(row) for row in ROWS if not lacking(row)))
     assert sound == frozenset().union(*map(pairs, SOUND))
-    assert covering(ROWS, lambda row: REFUSALS[row] is not None) == CHOSEN
+    assert covering(ROWS, lambda row: bool(lacking(row))) == CHOSEN
 
 
 @pytest.mark.parametrize("row", SOUND, ids=str)
 def test_a_chosen_row_trains_and_decodes(row: Combination) -> None:
-    model = compose(SPECS[row])
-    train(model, SPECS[row])
+    spec = spec_of(row)
+    model = compose(spec)
+    train(model, spec)
     if model.generates:
         decode(model)
 
@@ -118,7 +117,7 @@ def test_each_attention_position_and_norm_exports(topology: str) -> None:
 @pytest.mark.parametrize("topology", WHOLE)
 def test_what_chooses_by_content_exports_where_nothing_biases_its_scores(topology: str) -> None:
     """With a bias all scores are formed whatever the length; without one a graph must not be asked for its length."""
-    plain = [row for row in ROWS if row.topology == topology and REFUSALS[row] is None and row.position == NONE]
+    plain = [row for row in ROWS if row.topology == topology and not lacking(row) and row.position == NONE]
     few = {row.attention: row for row in plain if default().get("attention", row.attention).chooses}
     assert few
     assert 0 < exported(compose(spec_of(*few.values()))) <= ALLOWED
@@ -126,7 +125,7 @@ def test_what_chooses_by_content_exports_where_nothing_biases_its_scores(topolog
 
 def test_the_checks_see_an_idle_parameter_and_a_state_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     row = next(row for row in SOUND if default().get("topology", row.topology).generates and added(row.position))
-    model = compose(SPECS[row])
+    model = compose(spec_of(row))
 
     def later(*given: Any) -> Any:
         inputs, state = resume(*given)
@@ -139,7 +138,7 @@ def test_the_checks_see_an_idle_parameter_and_a_state_that_is_off(monkeypatch: p
         decode(model)
     model.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
     with pytest.raises(AssertionError, match="no gradient, or none that is finite: idle"):
-        train(model, SPECS[row])
+        train(model, spec_of(row))
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -165,8 +164,8 @@ def test_a_cell_holds_the_largest_error_or_the_number_of_a_reason() -> None:
 
 def test_the_page_is_of_what_is_registered(root: Path) -> None:
     page = (root / "docs" / "combinations.md").read_text(encoding="utf-8")
-    composed = {row: 0.0 for row in ROWS if REFUSALS[row] is None}
-    outcomes = {row: composed.get(row, REFUSALS[row]) for row in ROWS}
+    # What lacks nothing composes, as is tested above.
+    outcomes = {row: refusal(row, spec_of(row)) if lacking(row) else 0.0 for row in ROWS}
     fresh = write_table(outcomes, {})  # type: ignore[arg-type]
     unknown = r"so are \w+\."
     assert re.sub(unknown, "", page.partition("Written by")[0]) == re.sub(unknown, "", fresh.partition("Written by")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from typing import Any
 
@@ -39,15 +40,18 @@ SHIFTS = (3, 64, 101)
 
 
 def _moves_along(subject: Subject) -> bool:
-    """Say whether a shift has to change nothing: a field that is anchored, as blocks are, says so by `visible`."""
+    """Say whether a shift has to change nothing."""
     case, chosen = pair(subject)
-    if case.cls.chooses:  # from places that may be counted from a document's start
-        return False
-    layer: Any = sublayer(case, causal=subject.causal)
+    # What is chosen is chosen from places that may be counted from a document's start.
+    return bool(chosen.cls.relative) and not case.cls.chooses and _field_moves(case, subject.causal)
+
+
+@functools.cache
+def _field_moves(case: Case, causal: bool) -> bool:
+    """Say whether an attention's field moves with its tokens: one that is anchored, as blocks are, does not."""
+    layer: Any = sublayer(case, causal=causal)
     near = layer.visible(_tokens(0, 29), _tokens(0, 29))
-    return bool(chosen.cls.relative) and all(
-        torch.equal(layer.visible(_tokens(shift, 29), _tokens(shift, 29)), near) for shift in SHIFTS
-    )
+    return all(torch.equal(layer.visible(_tokens(shift, 29), _tokens(shift, 29)), near) for shift in SHIFTS)
 
 
 def _heads(batch: int, length: int) -> Tensor:
