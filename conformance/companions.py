@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -73,9 +74,22 @@ def decoding() -> list[Case]:
     return [case for case in bases("attention") if "causal" in case.cls.declares.can]
 
 
+@functools.cache
 def versatile() -> Case:
-    """Return an attention that can stand anywhere."""
-    return next(case for case in bases("attention") if not case.cls.declares.lacks)
+    """Return the plainest attention that can stand anywhere."""
+    return plainest(case for case in bases("attention") if not case.cls.declares.lacks)
+
+
+def plainest(cases: Iterable[Case]) -> Case:
+    """Return the first of those with the fewest weights: what stands beside what is proven is in every figure of it."""
+    return min(cases, key=_weights)
+
+
+@functools.cache
+def _weights(case: Case) -> int:
+    with torch.device("meta"), Undrawn():
+        built = case.part.build(site_of(case))
+    return sum(parameter.numel() for parameter in built.parameters())
 
 
 def is_mechanism(case: Case) -> bool:

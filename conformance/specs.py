@@ -12,7 +12,7 @@ from ..registry.compose import compose
 from ..registry.manager import Registry
 from ..registry.spec import Spec, parse_spec
 from .cases import D_MODEL, MAX_SEQ_LEN, Case
-from .companions import bases, registry_of, text_embedding, token_head, versatile
+from .companions import bases, plainest, registry_of, text_embedding, token_head, versatile
 
 
 def written(case: Case | Part, registry: Registry) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Draft:
             "attention": versatile(),
             "position": None,
             "norm": bases("norm")[0],
-            "feedforward": bases("feedforward")[0],
+            "feedforward": plainest(bases("feedforward")),
             "embedding": text_embedding(),
             "head": token_head(),
         }

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import sysconfig
 import venv
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from slices import left_out
 
 # Before torch is imported: the tests' tensors are too small for a second thread to pay.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,23 +23,15 @@ for name in ("TRANSOM_PLUGINS", "FORCE_COLOR", "NO_COLOR", "COLUMNS"):
 settings.register_profile("transom", deadline=None, derandomize=True, database=None)
 settings.load_profile("transom")
 
-# Rows of the conformance suite that compile or export: seconds for each component, where others take a tenth of one.
-COMPILES, EXPORTS = 18, 19
-STACKED = ("attention", "position", "norm")  # test_combinations exports all of these, in stacks of all
-EVERY = 3
-
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out of the quick profile what takes long and is much alike: most rows that compile, and some exports."""
+    """Leave to the long walks what the quick profile has enough of."""
+    together = "transom" in config.getoption("transom")
     for item in items if config.getoption("transom_profile") == "quick" else ():
         proof = getattr(item, "proof", None)
-        if proof is None:
-            continue
-        number, cls = proof.row.number, proof.cls
-        chosen = zlib.crc32(cls.__name__.encode()) % EVERY == 0
-        if (number == COMPILES and not chosen) or (number == EXPORTS and cls.kind in STACKED):
+        if proof is not None and left_out(proof, together):
             item.add_marker("long")
 
 

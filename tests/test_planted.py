@@ -10,6 +10,7 @@ import pytest
 from planted import FAULTS, Fault
 from planted.fault import failure, first_failure
 from planted.table import read
+from slices import COMPILES, EXPORTS
 
 from transom.conformance import check
 from transom.conformance.registered import Profile
@@ -17,7 +18,8 @@ from transom.conformance.runner import items
 from transom.core.component import KINDS
 
 CAUGHT = [fault for fault in FAULTS.values() if fault.row is not None]
-SLOW = (18, 19)  # rows that compile or export: `make planted` runs these faults too
+# `make planted` runs these faults too.
+SLOW = (COMPILES, EXPORTS)
 FAULTY = [pytest.param(f, marks=[pytest.mark.long] if f.row in SLOW else [], id=f.name) for f in CAUGHT]
 SAMPLE = ("NoEps", "NoTargetIsNan", "ShowsTheAnswer")
 

@@ -19,7 +19,7 @@ from ..subjects import Subject
 from ..trial import Trial
 
 # Just below multiples of usual blocks, whose padding would blur the slope; a mixer may take a step for each token.
-SHORT, LONG = (127, 191, 251, 383, 509), (251, 509, 1021, 1531, 2039)
+SHORT, LONG = (127, 383, 509), (383, 767, 1531)
 ALLOWED = 0.15
 
 

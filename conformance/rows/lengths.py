@@ -9,7 +9,7 @@ import torch
 from ...errors import InputError
 from ..cases import D_MODEL, MAX_SEQ_LEN, Case
 from ..companions import is_mechanism, serving
-from ..places import causal, directed, hooks
+from ..places import able, causal, directed, hooks
 from ..registered import row, unless_able
 from ..stacks import by_reference, run, stack, step, vectors
 from ..subjects import Subject
@@ -32,14 +32,12 @@ def every_length(subject: Subject, trial: Trial) -> None:
     model, slow = (stack([case, case], positions=serving(case), causal=subject.causal) for _ in range(2))
     by_reference(slow)
     x = vectors(2, MAX_SEQ_LEN)
+    names = [(), ("attention_mask",), *([("document_ids",)] if able(case, "documents") else [])]  # with no rows
     for length in edges(case):
         trial.close(run(model, x[:, :length]), run(slow, x[:, :length]), what=f"the result of {length} tokens")
         empty = torch.zeros(2, length, dtype=torch.int64)
-        for none in ({}, {"attention_mask": empty[:0]}, {"document_ids": empty[:0]}):
-            if "document_ids" in none and "documents" not in case.cls.declares.can:
-                continue
-            shape = run(model, x[:0, :length], **none).shape
-            trial.holds(shape == (0, length, D_MODEL), "no rows give another shape", shape)
+        shape = run(model, x[:0, :length], **dict.fromkeys(trial.choice(names), empty[:0])).shape
+        trial.holds(shape == (0, length, D_MODEL), "no rows give another shape", shape)
         trial.holds(not run(model, x[:, :length], attention_mask=empty).any(), "nothing but padding does not give 0")
     too_long = vectors(2, MAX_SEQ_LEN + 1)
     trial.raises(InputError, lambda: run(model, too_long), "a row is longer than max_seq_len", [str(MAX_SEQ_LEN)])
@@ -64,11 +62,10 @@ def every_length_with_a_state(subject: Subject, trial: Trial) -> None:
         trial.holds(none.shape[1] == 0, "no tokens give some", none.shape)
         for name, tensor in state.tensors.items():
             trial.equal(same.tensors[name], tensor, "the state after a step of no tokens")
-        mask = torch.ones(0, length, dtype=torch.int64)
-        for empty in ({}, {"attention_mask": mask}):
-            y, nobody = step(model, x[:0, :length], model.empty_state(0), **empty)
-            trial.holds(y.shape == (0, length, D_MODEL), "no rows give another shape", y.shape)
-            trial.holds(nobody.seen.shape == (0,), "the state of no rows has some")
+        mask = {"attention_mask": torch.ones(0, length, dtype=torch.int64)}
+        y, nobody = step(model, x[:0, :length], model.empty_state(0), **trial.choice(({}, mask)))
+        trial.holds(y.shape == (0, length, D_MODEL), "no rows give another shape", y.shape)
+        trial.holds(nobody.seen.shape == (0,), "the state of no rows has some")
     trial.raises(
         InputError, lambda: step(model, x[:, :1], full), "a state goes on beyond max_seq_len", [str(MAX_SEQ_LEN)]
     )

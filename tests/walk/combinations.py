@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transom.conformance.companions import versatile
 from transom.core.objective import Objective
 from transom.core.topology import StackRole, Topology
 from transom.registry.manager import default
@@ -70,7 +71,7 @@ def spec_of(*rows: Combination) -> Spec:
     topology = default().get("topology", rows[0].topology)
     objective = objective_of(topology)
     stacks = {
-        name: {"layers": [{"pattern": [_layer(row, rows[0], role) for row in rows]}]}
+        name: {"layers": [{"pattern": [_layer(row, rows[0], role) for row in _in_stack(role, rows)]}]}
         for name, role in topology.stacks.items()
     }
     model = {
@@ -149,8 +150,13 @@ def _places(topology: str) -> list[str]:
     return [OWN, CROSS] if any(role.memory for role in stacks.values()) else [OWN]
 
 
+def _in_stack(role: StackRole, rows: Sequence[Combination]) -> Sequence[Combination]:
+    """Return the rows that a stack has a layer for: of what reads a memory, one stands in the stack that gives it."""
+    return rows if role.memory is not None or rows[0].place == OWN else rows[:1]
+
+
 def _layer(row: Combination, first: Combination, role: StackRole) -> dict[str, Any]:
-    able = _first("attention", lambda cls: not cls.declares.lacks)
+    able = versatile().cls.name
     named = {OWN: able, CROSS: able, row.place: row.attention}
     layer = {"norm": _part("norm", row.norm), OWN: _part("attention", named[OWN])}
     if role.memory is not None:
