@@ -49,9 +49,19 @@ def _check_empty(module: nn.Module) -> None:
 
 def materialise(model: nn.Module, device: torch.device | str, seed: int, *, drawn: bool = True) -> None:
     """Allocate a model that was built on the meta device, and initialise it; the same numbers on every device."""
-    model.to_empty(device="cpu")
+    _allocate(model)
     initialise(model, seed, drawn=drawn)
     model.to(device)
+
+
+def _allocate(model: nn.Module) -> None:
+    """Give parameters and buffers memory on the CPU: `to_empty` would, but loads torch's compiler and sympy for it."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            here = torch.empty(weight.shape, dtype=weight.dtype)
+            setattr(module, name, nn.Parameter(here, requires_grad=weight.requires_grad))
+        for name, tensor in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(tensor.shape, dtype=tensor.dtype))
 
 
 class Undrawn(TorchFunctionMode):

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
-
-from omegaconf.errors import GrammarParseError
-from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
-from omegaconf.grammar_parser import parse
 
 from .marks import BROKEN, Mark, Node, Problem, join, nearest, node_of, shown
 from .read import MAX_DEPTH, MAX_NODES
@@ -34,31 +28,6 @@ def interpolate(root: Node, problems: list[Problem]) -> Node:
     Only plain dotted paths are let through, by OmegaConf's own grammar: no resolver is ever called.
     """
     return _Interpolation(root, problems).result()
-
-
-def parts_of(text: str) -> list[str]:
-    """Split a text into plain texts and `Reference`s. Raise `ValueError` for whatever else `${` may begin."""
-    if re.search(r"\$\{[^}]*\$\{", text):
-        raise ValueError("a reference can't hold another one")
-    if "\\${" in text:
-        raise ValueError("${ always begins a reference here: it can't be escaped")
-    try:
-        tree: Any = parse(text)
-    except (GrammarParseError, RecursionError):
-        raise ValueError("a reference is written ${a.b}, with the dotted path of another value") from None
-    return [_part(child) for child in tree.text().getChildren()]
-
-
-def _part(child: Any) -> str:
-    if not isinstance(child, OmegaConfGrammarParser.InterpolationContext):
-        return str(child.getText())
-    node: Any = child.interpolationNode()  # type: ignore[no-untyped-call]
-    inner = list(node.getChildren())[1:-1] if node else []
-    keys, dots = inner[::2], inner[1::2]
-    plain = [key for key in keys if isinstance(key, OmegaConfGrammarParser.ConfigKeyContext)]
-    if not plain or len(plain) < len(keys) or any(dot.getText() != "." for dot in dots):
-        raise ValueError("only ${a.b} is possible, with the dotted path of another value: no resolver, no brackets")
-    return Reference(".".join(key.getText() for key in plain))
 
 
 class _Interpolation:
@@ -100,6 +69,8 @@ class _Interpolation:
         return self.rebuilt(self.root, "")
 
     def parse_all(self) -> dict[str, list[str]]:
+        from .references import parts_of  # OmegaConf takes as long to import as all else here, and most have none
+
         parts: dict[str, list[str]] = {}
         for path, leaf in self.leaves.items():
             try:
