@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import ast
-import gc
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +18,12 @@ from ..core.state import BATCH, MEMORY, PAST, Remembered
 from ..core.topology import Graph, Topology
 from ..errors import ExportError, TransomError
 from ..registry.settings import ExportSettings
+from .folding import folded, unfold
 from .manifest import TOTAL, Dims, GraphFacts, StateFacts, TensorFacts
 from .operators import shorten
 from .passes import tidied
 from .simplify import simplify
+from .translator import translating
 
 IR_VERSION = 10  # torch and onnx write newer ones than runtimes read
 EXTERNAL = 100_000_000  # bytes of weights above which they stand in a file of their own, NAME.onnx.data
@@ -57,8 +55,9 @@ def write_graph(
     inputs = {n: TensorFacts(put.dims, DTYPES[put.dtype], put.high, put.optional) for n, put in graph.inputs.items()}
     takes = {states[n].input: TensorFacts(states[n].dims, states[n].dtype) for n in graph.takes}
     outputs = {**graph.outputs, **{states[n].output: _grown(states[n]) for n in graph.gives}}
-    translated = _translate(_Function(model, graph, dtype), {**inputs, **takes}, list(outputs), name, settings.opset)
     dims = {n: facts.dims for n, facts in {**inputs, **takes}.items()}
+    function = _Function(model, graph, dtype, list(dims.values()))
+    translated = _translate(function, {**inputs, **takes}, list(outputs), name, settings.opset)
     _name_dims(translated.model.graph, name, {**dims, **outputs})
     tidied(translated.model, settings.target)
     _store_once(translated.model.graph)
@@ -73,10 +72,29 @@ def write_graph(
 def save(model: ir.Model, path: Path) -> None:
     """Write a graph, with its weights in a file beside it, `NAME.onnx.data`, where they are many."""
     weight = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.Tensor):
+            value.const_value = _in_order(value.const_value)
     if weight > EXTERNAL:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
         ir.save(ir.external_data.load_to_model(model), path)  # what was read from elsewhere comes in too
+
+
+def _in_order(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return a tensor that is put in order when it is written, one at a time, where it lies turned in memory.
+
+    numpy writes what lies turned number by number, which takes ten times as long.
+    """
+    array = tensor.numpy()
+    if array.flags.c_contiguous:
+        return tensor
+    return ir.LazyTensor(
+        lambda: ir.Tensor(np.ascontiguousarray(array), tensor.dtype, name=tensor.name),
+        tensor.dtype,
+        shape=ir.Shape(array.shape),
+        name=tensor.name,
+    )
 
 
 def state_facts(graph: Graph, dtype: torch.dtype = torch.float32) -> dict[str, StateFacts]:
@@ -96,16 +114,22 @@ def state_facts(graph: Graph, dtype: torch.dtype = torch.float32) -> dict[str, S
 
 
 class _Function(nn.Module):
-    """Be a graph's function over positional tensors: its inputs, then the state that it takes."""
+    """Be a graph's function over positional tensors, of these `dims`: its inputs, then the state that it takes."""
 
-    def __init__(self, model: Topology, graph: Graph, dtype: torch.dtype) -> None:
+    def __init__(self, model: Topology, graph: Graph, dtype: torch.dtype, dims: Sequence[Dims]) -> None:
         super().__init__()
         self.model = model
         self.graph = graph
         self.dtype = dtype
+        self.dims = dims
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         graph, count = self.graph, len(self.graph.inputs)
+        sizes: dict[str, int] = {}
+        for tensor, dims in zip(tensors, self.dims, strict=True):
+            for size, dim in zip(tensor.shape, dims, strict=True):
+                if isinstance(dim, str):  # else a tracer learns only at the end that they are one length
+                    torch._check(size == sizes.setdefault(dim, size))
         given = [tensor.to(self.dtype) if tensor.is_floating_point() else tensor for tensor in tensors[:count]]
         outputs, state = graph.run(
             dict(zip(graph.inputs, given, strict=True)), dict(zip(graph.takes, tensors[count:], strict=True))
@@ -124,7 +148,7 @@ def _translate(
     )
     varying = tuple({i: symbols[d] for i, d in enumerate(t.dims) if isinstance(d, str)} for t in inputs.values())
     try:
-        with _quiet(), _uncollected(), torch.no_grad():
+        with translating(), torch.no_grad(), folded(function) as folds:
             # Guards that hold for some lengths only (a padded length that differs from the length) must not fix them.
             program = torch.export.export(
                 function,
@@ -144,6 +168,7 @@ def _translate(
                 verbose=False,
             )
             assert translated is not None
+            unfold(folds, translated.model.graph)
             simplify(translated.model)
     except Exception as error:  # whatever a component, the tracer or the translator makes of it
         raise ExportError(f"graph {name!r} can't be exported: {_why(error)}") from error
@@ -253,29 +278,3 @@ def _node_name(node: ir.Node, taken: dict[str, int]) -> str:
     name = f"{module}/{node.op_type}"
     taken[name] = taken.get(name, 0) + 1
     return name if taken[name] == 1 else f"{name}_{taken[name]}"
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep Python from looking for garbage while millions of small objects are made that are still needed."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's exporter from talking: of packages that are not there, and of its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(before)

@@ -1,0 +1,63 @@
+"""Run torch's exporter as one wants it from a library: quietly, and without work that it would do again each time."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from torch.onnx._internal.exporter import _registration
+
+
+@contextmanager
+def translating() -> Iterator[None]:
+    """Export what is exported within."""
+    with _quiet(), _uncollected(), _listed_once():
+        yield
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python from looking for garbage while millions of small objects are made that are still needed."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from talking: of packages that are not there, and of its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _listed_once() -> Iterator[None]:
+    """List onnxscript's translations of operators once: it reads the sources of five hundred functions each time."""
+    apis: Any = vars(_registration)["onnxscript_apis"]
+    theirs = apis.get_torchlib_ops
+    apis.get_torchlib_ops = lambda: _listed(theirs)
+    try:
+        yield
+    finally:
+        apis.get_torchlib_ops = theirs
+
+
+@cache
+def _listed(make: Callable[[], list[Any]]) -> list[Any]:
+    return make()
