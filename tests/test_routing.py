@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from transom.conformance.costs import training_costs
+from transom.conformance.stacks import context, shaken
+from transom.core.component import Site
 from transom.core.routing import Router, Routing
 from transom.errors import SpecError
+from transom.registry.manager import default
 from transom.registry.spec import parse_spec
 
 CHOICES: tuple[tuple[int, int, bool, Routing], ...] = (
@@ -79,3 +83,15 @@ def test_what_makes_no_sense_is_refused_at_its_place(options: dict[str, Any], sa
     with pytest.raises(SpecError) as caught:
         parse_spec({"extends": "tiny_gpt", "model": {"layer": {"feedforward": feedforward}}})
     assert said in str(caught.value)
+
+
+def test_training_costs_as_much_as_there_are_experts() -> None:
+    """Not as their number's square, which it does where the gradient of each is as large as that of all."""
+
+    def work(n_experts: int) -> int:
+        cls = default().get("feedforward", "experts")
+        config = cls.Config(n_experts=n_experts, n_active=n_experts, d_ff=13)
+        layer = shaken(cls(config, Site(d_model=12, max_seq_len=9)))
+        return training_costs(lambda x: layer(x, context(x))[0], torch.randn(1, 3, 12, dtype=torch.float64)).work
+
+    assert work(60) < 2.5 * work(30)

@@ -149,10 +149,12 @@ class ExpertsFeedForward(FeedForward):
         counts = chosen.flatten().bincount(minlength=self.config.n_experts).tolist()
         shares = weights.flatten()[order].unsqueeze(1)
         out = torch.zeros_like(flat, dtype=shares.dtype)
-        for expert, (rows, share) in enumerate(zip(tokens.split(counts), shares.split(counts), strict=True)):
+        # Taken apart at once: the gradient of one of them, by its number, would be as large as that of all.
+        experts = zip(self.gate_up.unbind(), self.down.unbind(), strict=True)
+        for (gate_up, down), rows, share in zip(experts, tokens.split(counts), shares.split(counts), strict=True):
             if len(rows):
-                inner = self._inner(flat[rows] @ self.gate_up[expert].T)
-                out = out.index_add(0, rows, (inner @ self.down[expert].T) * share)
+                inner = self._inner(flat[rows] @ gate_up.T)
+                out = out.index_add(0, rows, (inner @ down.T) * share)
         return self._with_shared(x, out), state
 
     def reference(self, x: Tensor, context: Context, state: Memories | None = None) -> tuple[Tensor, Memories | None]:
