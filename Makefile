@@ -10,6 +10,9 @@ FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c '$(FITS)' >/dev/null 2>&1 && echo $$p && break; done)
 
+# A hundred processes of the tests import this package: none compiles what another has.
+unexport PYTHONDONTWRITEBYTECODE
+
 # How many processes `make walk` keeps busy.
 WORKERS ?= 2
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from texts import write_texts
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -96,9 +97,7 @@ Run = Callable[..., tuple[int, str, str]]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder that commands run in, with texts to train on."""
     folder = tmp_path_factory.mktemp("work")
-    (folder / "text").mkdir()
-    for number in range(16):
-        (folder / "text" / f"{number}.txt").write_text(f"{number} and {number + 1} make {2 * number + 1}. " * 4)
+    write_texts(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 import pytest
 from safetensors.torch import load_file
+from texts import write_texts
 
 EXAMPLES = ("differential", "recurrence")
 # What a spec of an example is trained with here, instead of the sample that it names.
@@ -67,9 +68,7 @@ def example(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> Path:
     """Return the folder of an example, whose spec, and some text, are in the folder that commands run in."""
     folder: Path = root / "examples" / request.param
     shutil.copy(folder / "spec.yaml", tmp_path)
-    (tmp_path / "text").mkdir()
-    for number in range(16):
-        (tmp_path / "text" / f"{number}.txt").write_text(f"{number} and {number + 1} make {2 * number + 1}. " * 4)
+    write_texts(tmp_path)
     return folder
 
 
@@ -126,9 +125,7 @@ hf:
 
 def test_differential_brings_its_layout_and_its_lowering(site: Path, root: Path, tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text((root / "examples" / "differential" / "spec.yaml").read_text() + MODULES)
-    (tmp_path / "text").mkdir()
-    for number in range(16):
-        (tmp_path / "text" / f"{number}.txt").write_text(f"{number} and {number + 1} make {2 * number + 1}. " * 4)
+    write_texts(tmp_path)
     lines = [
         ["train", "spec.yaml", "-o", "run", *SMALL],
         ["export", "run", "--to", "hf", "-o", "published"],

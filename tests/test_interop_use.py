@@ -14,6 +14,7 @@ import pytest
 import torch
 from interop_models import LLAMA, drawn, llama_weights, put, same
 from safetensors.torch import load_file
+from texts import write_texts
 
 import transom
 from transom.interop import export_checkpoint, import_run
@@ -115,9 +116,7 @@ for args in json.loads(sys.argv[1]):
 
 def test_the_command_line_goes_out_in_and_on(tmp_path: Path) -> None:
     """A run that was trained here goes out and in again, and is as good as before to every command."""
-    (tmp_path / "text").mkdir()
-    for number in range(16):
-        (tmp_path / "text" / f"{number}.txt").write_text(f"{number} and {number + 1} make {2 * number + 1}. " * 4)
+    write_texts(tmp_path)
     (tmp_path / "spec.yaml").write_text(LLAMA.replace("vocab_size: 97", "vocab_size: 300") + TEXT)
     lines = [
         ["train", "spec.yaml", "-o", "runs/a"],

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from texts import write_texts
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -86,9 +87,7 @@ def site(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def spec(tmp_path: Path) -> str:
     """Write a spec that names the attention, and its data, into the folder that commands run in."""
-    (tmp_path / "text").mkdir()
-    for number in range(16):
-        (tmp_path / "text" / f"{number}.txt").write_text(f"{number} and {number + 1} make {2 * number + 1}. " * 4)
+    write_texts(tmp_path)
     (tmp_path / "spec.yaml").write_text(SPEC)
     return "spec.yaml"
 

@@ -56,7 +56,7 @@ def test_far_places_are_rounded_as_the_peer_rounds_them(tmp_path: Path) -> None:
     assert changed(tmp_path, ids, "model.position.rounded=null") > 1e-4
 
 
-@pytest.mark.parametrize("kind", ["rw", "40b"])
+@pytest.mark.parametrize("kind", ["rw", pytest.param("40b", marks=pytest.mark.long)])
 def test_a_graph_of_it_agrees(tmp_path: Path, kind: str) -> None:
     small(kind).save_pretrained(tmp_path / "hf")
     _, model = transom.import_checkpoint(tmp_path / "hf")

@@ -62,7 +62,9 @@ def test_layers_that_come_as_groups_are_read_as_the_list_of_them(tmp_path: Path)
         family_spec(tmp_path)
 
 
-@pytest.mark.parametrize("make", [gpt, gpt_neo])
+@pytest.mark.parametrize(
+    "make", [gpt, pytest.param(gpt_neo, marks=pytest.mark.long)]
+)  # as gemma2, whose layers take turns
 def test_a_graph_of_it_agrees(tmp_path: Path, make: Any) -> None:
     make().save_pretrained(tmp_path / "hf")
     _, model = transom.import_checkpoint(tmp_path / "hf")

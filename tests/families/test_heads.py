@@ -213,12 +213,12 @@ def test_older_names_of_norms_come_in_and_go_out(tmp_path: Path, prefix: str) ->
     [
         ("BertForPreTraining", SIZES),
         ("RobertaForSequenceClassification", SIZES),
-        ("ElectraForPreTraining", SIZES | {"embedding_size": 20}),
+        pytest.param("ElectraForPreTraining", SIZES | {"embedding_size": 20}, marks=pytest.mark.long),  # as BERT
         ("T5ForConditionalGeneration", T5),
         pytest.param("MT5ForConditionalGeneration", T5, marks=pytest.mark.long),  # as T5
-        ("T5EncoderModel", T5),
+        pytest.param("T5EncoderModel", T5, marks=pytest.mark.long),  # one of the graphs of T5
         ("BartForConditionalGeneration", BART),
-        ("BartForCausalLM", BART | {"use_cache": False}),
+        pytest.param("BartForCausalLM", BART | {"use_cache": False}, marks=pytest.mark.long),  # as OPT
         pytest.param("PegasusForConditionalGeneration", BART, marks=pytest.mark.long),  # as BART, but for its positions
     ],
 )

@@ -89,6 +89,7 @@ def test_other_heads(kind: Any, tmp_path: Path) -> None:
         assert apart(found.logits, wanted.logits) < TOLERANCE
 
 
+@pytest.mark.long  # as mixtral
 def test_a_graph_of_it_agrees(tmp_path: Path) -> None:
     made().save_pretrained(tmp_path / "hf")
     _, model = import_checkpoint(tmp_path / "hf")

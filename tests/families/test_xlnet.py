@@ -318,7 +318,9 @@ def test_parts_are_swapped(overrides: list[str]) -> None:
     assert transom.compose(load_spec("xlnet", overrides), device="meta")
 
 
-@pytest.mark.parametrize("limits", [{"mem_len": None}, {"mem_len": 11, "reuse_len": 9}])
+@pytest.mark.parametrize(
+    "limits", [pytest.param({"mem_len": None}, marks=pytest.mark.long), {"mem_len": 11, "reuse_len": 9}]
+)
 def test_a_graph_of_it_agrees(tmp_path: Path, limits: dict[str, Any]) -> None:
     sharpened(XLNetLMHeadModel(config(**limits)), 3.0).save_pretrained(tmp_path / "hf")
     _, ours = import_checkpoint(tmp_path / "hf", family_spec(tmp_path / "hf", ["model.max_seq_len=130"]))
