@@ -97,6 +97,8 @@ class HeadForm(Form):
 
     def merge(self, base: Node, over: Node, reading: Reading) -> Node:
         """Lay a head over another; over named ones, options without a name are those of the one called `head`."""
+        if base.value == NONE and is_named(over) and any("kind" in head.items for head in over.items.values()):
+            return over
         if not is_named(base):
             return self.one.merge(base, over, reading)
         if self._names(base, over, reading):

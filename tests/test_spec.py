@@ -271,3 +271,14 @@ def test_any_name_survives(name: str) -> None:
         spec = parse_spec(given)
         assert spec.name == name
         assert parse_spec(dump_spec(spec)) == spec
+
+
+def test_named_heads_stand_where_there_was_none() -> None:
+    """Options alone make no head: they are told as dropped."""
+    base = {"extends": "tiny_gpt", "model": {"head": "none"}, "objective": "none"}
+    spec = parse_spec(base, ["model.head={words: {kind: lm, tied: true}, classes: none}"])
+    assert list(spec.model.heads) == ["words"]
+    assert spec.dropped == ()
+    left = parse_spec(base, ["model.head.words.tied=true"])
+    assert not left.model.heads
+    assert [note.split(":")[0] for note in left.dropped] == ["model.head.words"]
