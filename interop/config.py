@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..registry.marks import BrokenSpec, Mark, Node, Problem, nearest, node_of, shown
+from ..registry.configured import LAYERS, ConfigSettings, FieldSettings
+from ..registry.marks import BrokenSpec, Mark, Node, Problem, nearest, node_of, piece_at, shown
 from ..registry.read import read_plain
-from ..registry.typed import LAYERS, ConfigSettings, FieldSettings
+from ..registry.spec import Spec
+from .heads import Heads
 from .layers import Layers, text_of
 
 # Fields of every family's file that say nothing of what the model computes: of training, of text, of how to load it.
@@ -38,21 +40,27 @@ SAME: Mapping[str, Any] = {
 QUANTISED = "quantization_config"
 
 
-def laid_over(config: Mapping[str, Any], source: str, settings: ConfigSettings) -> list[Node]:
+def laid_over(config: Mapping[str, Any], source: str, family: Spec) -> list[Node]:
     """Return the pieces of a spec that a `config.json` comes to, in the order that they are laid over the family's.
 
     `source`: what messages call the file.
 
     Raises:
-        SpecError: with each field that is missing, is not known, or has a value that is not known, at its place.
+        SpecError: with each field that is missing, is not known, or has a value that is not known, at its place; or the
+            family itself speaks of heads that it does not have.
     """
+    assert family.hf is not None
+    assert family.hf.config is not None
+    settings, heads = family.hf.config, Heads(family)
+    if odd := list(heads.problems(settings)):
+        raise BrokenSpec(odd)
     patterns = (*IGNORED, *settings.ignored)
     theirs = {
         name: _bounded(value)
         for name, value in config.items()
         if name in settings.readings or not any(fnmatchcase(name, pattern) for pattern in patterns)
     }
-    reader = _Reader(read_plain(theirs, source, []), settings)
+    reader = _Reader(read_plain(theirs, source, []), settings, heads)
     reader.architecture(config.get("architectures") or settings.unnamed or list(settings.architectures)[:1])
     reader.read()
     if reader.problems:
@@ -63,12 +71,13 @@ def laid_over(config: Mapping[str, Any], source: str, settings: ConfigSettings) 
 class _Reader:
     """Turn the fields of one file into pieces of a spec, and note what is wrong with them."""
 
-    def __init__(self, config: Node, settings: ConfigSettings) -> None:
+    def __init__(self, config: Node, settings: ConfigSettings, heads: Heads) -> None:
         self.config = config
         self.settings = settings
+        self.heads = heads
         self.problems: list[Problem] = []
         self.laid: list[Node] = []
-        self.layers = Layers(settings.layers, lambda node, message: self._note(node.mark, message))
+        self.layers = Layers(settings.layers, settings.depth, lambda node, message: self._note(node.mark, message))
         self.parents = {name.rpartition(".")[0] for name in settings.readings if "." in name}
         self.parents |= {parent.partition(".")[0] for parent in self.parents}
         self.found = dict(self._fields(config, ""))
@@ -84,8 +93,9 @@ class _Reader:
         likely = [name for name in known if name not in asked and any(fnmatchcase(given, name) for given in asked)]
         if self.settings.start is not None:
             self.laid.append(self.settings.start)
-        if found := [*likely, *named]:
-            self.laid += [self.settings.piece(name) for name in dict.fromkeys(found)]
+        if found := [self.settings.architecture(name) for name in dict.fromkeys([*likely, *named])]:
+            pieces = [self.heads.chosen(found), *(architecture.piece for architecture in found)]
+            self.laid += [piece for piece in pieces if piece is not None]
         else:
             given = ", ".join(map(str, names))
             why = next((self.settings.reasons[name] for name in asked if name in self.settings.reasons), None)
@@ -106,7 +116,7 @@ class _Reader:
             if node is not None:
                 self._apply(name, reading, node)
         if groups := self.layers.groups():
-            self.laid.append(_piece("model.layers", groups))
+            self.laid.append(piece_at("model.layers", groups))
         for name, node in self.found.items():
             self._same(name, node)
 
@@ -127,16 +137,17 @@ class _Reader:
 
     def _apply(self, name: str, reading: FieldSettings, node: Node) -> None:
         """Lay over what one field comes to."""
-        text = text_of(node)
+        value = reading.parted(node)
+        text = text_of(value)
         if text in reading.refused:
             self._note(node.mark, f"{shown(node.plain())} is not read: it {reading.refused[text]}")
         elif text in reading.cases:
             self.laid.append(reading.cases[text])
         elif reading.per_layer is not None and (one := _one(node)) is not None:
-            self.laid.append(_piece(f"model.layer.{reading.per_layer}", one))
+            self.laid.append(piece_at(f"model.layer.{reading.per_layer}", one))
         elif reading.chooses:
             given = node is not self.settings.defaults.get(name)
-            self.layers.choose(name, reading, node, self._value(str(reading.count)), given)
+            self.layers.choose(name, reading, node, self._value(str(self.settings.depth)), given)
         elif reading.ours and text not in reading.ours:
             self._refuse(node, {*reading.ours, *reading.cases})
         elif reading.counted:
@@ -145,17 +156,17 @@ class _Reader:
             else:
                 self._note(node.mark, f"should be a map or a list, not {shown(node.plain())}")
         elif reading.to:
-            self._set(reading, reading.ours.get(text, node))
+            self._set(reading, reading.ours.get(text, value))
         else:
             self._refuse(node, reading.cases)
 
     def _set(self, reading: FieldSettings, value: Node) -> None:
         """Lay a value over the options that a field goes to."""
-        for to in reading.to:
-            if to.startswith(f"{LAYERS}."):
-                self.layers.set(to.removeprefix(f"{LAYERS}."), value)
+        for path in (path for to in reading.to for path in self.heads.paths(to)):
+            if path.startswith(f"{LAYERS}."):
+                self.layers.set(path.removeprefix(f"{LAYERS}."), value)
             else:
-                self.laid.append(_piece(to, value))
+                self.laid.append(piece_at(path, value))
 
     def _value(self, name: str) -> object:
         """Return what a field is, or its default; None where there is neither."""
@@ -202,10 +213,3 @@ def _one(node: Node) -> Node | None:
     if not isinstance(node.value, tuple):
         return node
     return node.value[0] if len({text_of(item) for item in node.value}) == 1 else None
-
-
-def _piece(path: str, value: Node) -> Node:
-    """Return a piece of a spec that says one thing: the value at a dotted path."""
-    for key in reversed(path.split(".")):
-        value = node_of({key: value}, value.mark, {key: value.mark})
-    return value

@@ -37,8 +37,7 @@ def family_spec(hf_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     family = load_spec(place)
     hf = family.hf
     assert hf is not None
-    assert hf.config is not None
-    laid = laid_over(config, str(folder / CONFIG), hf.config)
+    laid = laid_over(config, str(folder / CONFIG), family)
     asked = load_spec(place, laid=laid).hf if hf.prefix else None  # an architecture may have a prefix of its own
     if asked is not None and not any(name.startswith(asked.prefix) for name in Shards(folder).found):
         laid.append(_without_prefix(asked, str(folder)))

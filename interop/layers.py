@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle, groupby, islice
 
+from ..registry.configured import FieldSettings
 from ..registry.marks import Node, nearest, node_of, shown
-from ..registry.typed import FieldSettings
 
 Note = Callable[[Node, str], None]
 
@@ -15,12 +15,14 @@ Note = Callable[[Node, str], None]
 class Layers:
     """Gather, field by field, what the layers of one file change in the family's `layer`.
 
-    `kinds`: the pieces that layers may be of, by name. `note`: takes what is wrong with a field. A layer that several
-    fields choose is of all their pieces; of two that set one part, the part of the later counts.
+    `kinds`: the pieces that layers may be of, by name. `depth`: the field that says how many there are. `note`: takes
+    what is wrong with a field. A layer that several fields choose is of all their pieces; of two that set one part, the
+    part of the later counts.
     """
 
-    def __init__(self, kinds: Mapping[str, Node], note: Note) -> None:
+    def __init__(self, kinds: Mapping[str, Node], depth: str | None, note: Note) -> None:
         self.kinds = dict(kinds)
+        self.depth = depth
         self.note = note
         self.chosen: list[list[str | None]] = []
 
@@ -85,7 +87,7 @@ class Layers:
         if texts and (reading.again or not given):
             texts = list(islice(cycle(texts), max(count, 0)))
         if not texts or count != len(texts):
-            self.note(node, f"should be a list of {count}, as {reading.count} says, not of {len(texts)}")
+            self.note(node, f"should be a list of {count}, as {self.depth} says, not of {len(texts)}")
             return
         for text, piece in reading.each.items():
             if isinstance(piece.value, dict):

@@ -78,6 +78,13 @@ def node_of(value: Value, mark: Mark, keys: Mapping[str, Mark] | None = None) ->
     return Node(value, mark, keys or {}, 1 + max((child.height for child in children), default=0))
 
 
+def piece_at(path: str, value: Node) -> Node:
+    """Return a piece of a spec that says one thing: the value at a dotted path."""
+    for key in reversed(path.split(".")):
+        value = node_of({key: value}, value.mark, {key: value.mark})
+    return value
+
+
 @dataclass(frozen=True)
 class Problem:
     """Say what is wrong with a spec, and where."""

@@ -38,8 +38,11 @@ def _gated(name: str) -> str:
 
 _REFUSED_GATED = _REFUSED | {_gated(name): why for name, why in _REFUSED.items()}
 
+ACTIVATIONS = "activations"
 TABLES: Mapping[str, Table] = {
-    "activations": Table(values=_ACTIVATIONS, refused=_REFUSED),
+    ACTIVATIONS: Table(values=_ACTIVATIONS, refused=_REFUSED),
+    # Which token a summary of a text is made of.
+    "summaries": Table(values={"cls_index": "last", "first": "first", "last": "last", "mean": "mean"}),
     # The two halves of a name such as `gated-silu`. The gelu of a gate is the one by tanh, as it was published.
     "gates": Table(
         values=dict.fromkeys(_ACTIVATIONS, "mlp") | dict.fromkeys(map(_gated, _ACTIVATIONS), "glu"),
@@ -50,6 +53,31 @@ TABLES: Mapping[str, Table] = {
         refused=_REFUSED_GATED,
     ),
 }
+
+# What fields of these names say in most families -> the option that they go to, or several.
+ACTIVATED = ("activation_function", "ff_activation", "hidden_act", "hidden_activation")
+USUAL: Mapping[str, tuple[str, ...] | str] = {
+    "vocab_size": "model.embedding.vocab_size",
+    "type_vocab_size": "model.embedding.n_types",
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), "model.max_seq_len"),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd"), "model.d_model"),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer"), "model.layers.0.repeat"),
+    **dict.fromkeys(("num_attention_heads", "num_heads", "n_head"), "model.layer.attention.n_heads"),
+    "num_key_value_heads": "model.layer.attention.n_kv_heads",
+    "head_dim": "model.layer.attention.head_dim",
+    "attention_bias": "model.layer.attention.bias",
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "d_ff", "d_inner"), "model.layer.feedforward.d_ff"),
+    "mlp_bias": "model.layer.feedforward.bias",
+    **dict.fromkeys(ACTIVATED, "model.layer.feedforward.activation"),
+    **dict.fromkeys(
+        ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps"), ("model.layer.norm.eps", "model.norm.eps")
+    ),
+    "rope_theta": "model.position.theta",
+    "tie_word_embeddings": "model.head.*.tied",
+}
+
+# The heads that have as many classes, or kinds of tokens, as a file has labels -> the option that says so.
+LABELLED: Mapping[str, str] = {"classes": "n_classes", "tokens": "vocab_size"}
 
 # What a map of a rotation says beside its kind -> the option of a position that it goes to.
 ROTATED: Mapping[str, str] = {

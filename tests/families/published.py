@@ -35,7 +35,4 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 def spec_of(config: Mapping[str, Any], source: str) -> Spec:
     """Return the spec that a config comes to, without the checkpoint's weights and tokenizer."""
     place = families()[family_of(config, Path(source))]
-    hf = load_spec(place).hf
-    assert hf is not None
-    assert hf.config is not None
-    return load_spec(place, laid=laid_over(config, source, hf.config))
+    return load_spec(place, laid=laid_over(config, source, load_spec(place)))

@@ -16,10 +16,10 @@ from transom.registry.spec import load_spec, parse_spec
 FIELDS: dict[str, Any] = {
     "depth": "model.layers.0.repeat",
     "wide": "layers.dense.feedforward.d_ff",
-    "step": {"every": "far", "others": "near", "count": "depth"},
-    "types": {"each": {"far": "far", "near": "near"}, "count": "depth", "cases": {"null": {}}},
-    "start": {"first": "dense", "count": "depth"},
-    "sparse": {"listed": "sparse", "count": "depth"},
+    "step": {"every": "far", "others": "near"},
+    "types": {"each": {"far": "far", "near": "near"}, "cases": {"null": {}}},
+    "start": {"first": "dense"},
+    "sparse": {"listed": "sparse"},
 }
 LAYERS: dict[str, Any] = {
     "dense": {"feedforward": {"kind": "mlp", "activation": "relu"}},
@@ -42,9 +42,8 @@ def spec_of(tmp_path: Path) -> Callable[..., Any]:
     """Return what makes a spec of the fields of a config."""
     place = tmp_path / "odd.yaml"
     place.write_text(json.dumps(family()))
-    settings = load_spec(place).hf.config  # type: ignore[union-attr]
-    assert settings is not None
-    return lambda **config: load_spec(place, laid=laid_over(config, "config.json", settings))
+    odd = load_spec(place)
+    return lambda **config: load_spec(place, laid=laid_over(config, "config.json", odd))
 
 
 def letters(spec: Any) -> str:
@@ -99,10 +98,10 @@ def test_what_chooses_no_layers_is_refused(spec_of: Callable[..., Any], config: 
 @pytest.mark.parametrize(
     ("field", "said"),
     [
-        ({"first": "dense", "every": "far", "count": "depth"}, "every: a field says in one way which layers differ"),
-        ({"first": "dense"}, "first: goes to the layers, not to an option, and needs `count`"),
+        ({"first": "dense", "every": "far"}, "every: a field says in one way which layers differ"),
+        ({"first": "dense", "to": "model.d_model"}, "first: goes to the layers, not to an option"),
         ({"to": "model.d_model", "others": "far"}, "others: are those that `first`, `every` or `listed` does not"),
-        ({"first": "deep", "count": "depth"}, "fields: 'deep' is none of `layers`"),
+        ({"first": "deep"}, "fields: 'deep' is none of `layers`"),
         ("layers.deep.attention.window", "fields: 'deep' is none of `layers`"),
         ({"to": "model.d_model", "values": "activation"}, "values: 'activation' is no table of names (did you mean"),
     ],
