@@ -1,0 +1,42 @@
+"""torch's exporter is run as it is, with less work."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from typing import Any
+
+import pytest
+from torch.onnx._internal.exporter import _registration
+
+from transom.deploy.translator import translating
+
+
+def test_translations_are_listed_once_and_are_those_that_there_are() -> None:
+    apis: Any = vars(_registration)["onnxscript_apis"]
+    theirs = apis.get_torchlib_ops()
+    with translating():
+        ours, again = apis.get_torchlib_ops(), apis.get_torchlib_ops()
+    assert ours is again
+    assert len(ours) > 400
+    assert [vars(meta) for meta in ours] == [vars(meta) for meta in theirs]
+    assert apis.get_torchlib_ops() is not ours
+
+
+def test_what_is_changed_is_put_back() -> None:
+    apis: Any = vars(_registration)["onnxscript_apis"]
+    before = apis.get_torchlib_ops
+    with pytest.raises(RuntimeError, match="broke"):
+        breaking(apis, before)
+    assert gc.isenabled()
+    assert apis.get_torchlib_ops is before
+    with translating(), pytest.warns(FutureWarning, match="another"):
+        warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("another", FutureWarning, stacklevel=1)
+
+
+def breaking(apis: Any, before: Any) -> None:
+    with translating():
+        assert not gc.isenabled()
+        assert apis.get_torchlib_ops is not before
+        raise RuntimeError("broke")
