@@ -104,5 +104,5 @@ $(VENV)/.locked: requirements.lock
 		echo "make: needs Python 3.11, 3.12 or 3.13 with venv; name one with PYTHON=/path/to/python" >&2; exit 1; }
 	@echo "Making $(VENV)/ with $(PYTHON): some minutes, once"
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PY) -m pip install -qq --disable-pip-version-check --requirement requirements.lock
+	$(PY) -m pip install -qq --disable-pip-version-check --no-compile --requirement requirements.lock
 	@touch $@
