@@ -31,9 +31,9 @@ def folded(function: nn.Module) -> Iterator[list[Fold]]:
     """Let the layers of all stacks that are alike be traced once: `unfold` writes them out in what comes of it."""
     names = {module: name for name, module in function.named_modules()}
     stacks = (module for module in list(names) if isinstance(module, Stack))
-    folds = [Fold(group, [names[block] for block in group]) for stack in stacks for group in _groups(stack.blocks)]
-    for number, fold in enumerate(folds):
-        fold.number = number
+    groups = (group for stack in stacks for group in _groups(stack.blocks))
+    folds = [Fold(number, group, [names[block] for block in group]) for number, group in enumerate(groups)]
+    for fold in folds:
         fold.start()
     try:
         yield folds
@@ -52,14 +52,15 @@ def unfold(folds: Sequence[Fold], graph: ir.Graph) -> None:
 def _groups(blocks: Sequence[Block]) -> Iterator[list[Block]]:
     """Yield those of a stack's blocks that are alike, where there are two or more."""
     groups: list[list[Block]] = []
+    if len(set(blocks)) < len(blocks):  # one that runs twice has no place of its own
+        return
     for block in blocks:
-        group = next((group for group in groups if group[0] is not block and alike(group[0], block)), None)
+        group = next((group for group in groups if alike(group[0], block)), None)
         if group is None:
             groups.append([block])
         else:
             group.append(block)
-    once = len({id(block) for block in blocks}) == len(blocks)
-    return (group for group in groups if len(group) > 1 and once)
+    yield from (group for group in groups if len(group) > 1)
 
 
 @dataclass
@@ -74,11 +75,13 @@ class _Run:
 
 
 class Fold:
-    """Stand for alike layers: `blocks`, of which the first is traced; `paths` are their names in the function."""
+    """Stand for alike layers: `blocks`, of which the first is traced; `paths` are their names in the function.
 
-    number = 0
+    `number`: what its marks are known by.
+    """
 
-    def __init__(self, blocks: Sequence[Block], paths: Sequence[str]) -> None:
+    def __init__(self, number: int, blocks: Sequence[Block], paths: Sequence[str]) -> None:
+        self.number = number
         self.blocks = blocks
         self.paths = paths
         self._run: _Run | None = None
@@ -143,7 +146,7 @@ class Fold:
         """Put the other layers in the places of their marks, and take all marks out."""
         if not marks:  # of a stack that this graph does not run
             return
-        first, last, *_ = [node for kind in (BEGIN, END) for node in marks if node.op_type == kind]
+        first, last = (next(node for node in marks if node.op_type == kind) for kind in (BEGIN, END))
         held = {_key(raw): value for value in graph.initializers.values() if (raw := _weight_of(value)) is not None}
         own = {held[_key(tensor)]: name for name, tensor in _tensors(self.blocks[0]).items() if _key(tensor) in held}
         assert all(
@@ -190,7 +193,6 @@ class Fold:
         for value, new in zip(node.outputs, copy.outputs, strict=True):
             new.name, new.type = f"{value.name}.{place}", value.type
             new.shape = None if value.shape is None else value.shape.copy()
-            new.const_value = value.const_value
             made[value] = new
         return copy
 
