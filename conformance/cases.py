@@ -8,12 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
-
 from ..core.attention import Headed
 from ..core.component import KINDS, Part, Site
 from ..core.heads import HeadsConfig
-from ..core.initialise import Undrawn
+from ..core.initialise import unallocated
 from ..core.scaling import Scaling
 from ..errors import PluginError
 
@@ -266,7 +264,7 @@ def _build(case: Case) -> None:
     """Make a case's config, and build it where its kind allows, without allocating anything."""
     made = case.config is not None
     if made and case.cls.kind in SITED:
-        with torch.device("meta"), Undrawn():
+        with unallocated():
             case.part.build(site_of(case))
 
 

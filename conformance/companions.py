@@ -6,10 +6,8 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from ..core.attention import Mechanism
-from ..core.initialise import Undrawn
+from ..core.initialise import unallocated
 from ..registry.manager import BUILT_IN, ComponentClass, Installed, Registry, UnknownName, default
 from .cases import Case, cases_of, site_of
 
@@ -35,7 +33,7 @@ def hooked(hook: str) -> list[Case]:
 @functools.cache
 def forgets_marks(attention: Case, position: Case) -> bool:
     """Say whether an attention keeps its newest tokens alone, without what a position reads of each besides."""
-    with torch.device("meta"), Undrawn():
+    with unallocated():
         reads = position.part.build(site_of(attention)).reads()
         declared = attention.part.build(site_of(attention)).declared()
     return bool(reads) and any(rule.grows == "ring" for rule in declared.values())
@@ -57,7 +55,7 @@ def composes(attention: Case, position: Case) -> bool:
 @functools.cache
 def _fits(attention: Case, position: Case) -> bool:
     try:
-        with torch.device("meta"), Undrawn():
+        with unallocated():
             position.part.build(site_of(attention))
     except ValueError:  # a share of a head that is odd, say
         return False
@@ -87,7 +85,7 @@ def plainest(cases: Iterable[Case]) -> Case:
 
 @functools.cache
 def _weights(case: Case) -> int:
-    with torch.device("meta"), Undrawn():
+    with unallocated():
         built = case.part.build(site_of(case))
     return sum(parameter.numel() for parameter in built.parameters())
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -79,6 +79,13 @@ class Undrawn(TorchFunctionMode):
 
 
 _DRAWING = {nn.init.normal_, nn.init.uniform_, torch.Tensor.normal_, torch.Tensor.uniform_}
+
+
+@contextmanager
+def unallocated() -> Iterator[None]:
+    """Let modules that are built have no memory and draw nothing: for whoever asks what they are, or allocates them."""
+    with torch.device("meta"), Undrawn():
+        yield
 
 
 def seed_of(seed: int, name: str) -> int:

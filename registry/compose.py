@@ -13,7 +13,7 @@ from ..core.component import Part, Site
 from ..core.data import Data
 from ..core.embedding import Borrowed, Embedding
 from ..core.head import Head
-from ..core.initialise import Undrawn, materialise
+from ..core.initialise import materialise, unallocated
 from ..core.norm import Norm
 from ..core.objective import Objective
 from ..core.placement import Stream, norm_names
@@ -42,7 +42,7 @@ def compose(spec: Spec, device: torch.device | str = "cpu", *, drawn: bool = Tru
             more parameters than a spec may make, or than the device holds.
     """
     check(spec)
-    with torch.device("meta"), Undrawn():
+    with unallocated():
         model = _Builder(spec).model()
     model.spec = spec
     check_parameters(spec, sum(p.numel() for p in model.parameters()))
@@ -60,7 +60,7 @@ def outline(spec: Spec) -> Topology:
     Of equal layers two are kept (see `stand_ins`): the first may make what the others share. Raise as `compose` does.
     """
     check(spec)
-    with torch.device("meta"), Undrawn():
+    with unallocated():
         return _Outliner(spec).model()
 
 

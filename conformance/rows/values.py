@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core.choice import Choices
 from ...core.heads import MultiHeadAttention
-from ...core.initialise import Undrawn
+from ...core.initialise import unallocated
 from ...core.stack import Stack
 from ...core.tokens import Tokens
 from ..cases import D_MODEL, NARROW, Case, cases_of, with_option
@@ -52,7 +52,7 @@ def shape_dtype_and_device(subject: Subject, trial: Trial) -> None:
         wide = torch.promote_types(dtype, torch.float32) if subject.hook == "score" else dtype  # scores are summed wide
         trial.holds(y.dtype in (dtype, wide), f"in {dtype} the output is {y.dtype}")
         trial.close(y, want, dtype, f"the output in {dtype}")
-    with torch.device("meta"), Undrawn():
+    with unallocated():
         elsewhere = subject.raw()
     # Nothing may be made on the CPU on the way: on the meta device that fails.
     y = subject.call(elsewhere, *(x.to("meta") for x in cast_all(inputs, torch.float32)))
