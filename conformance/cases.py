@@ -54,7 +54,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "theta": (100.0,),
     "scaling": (
         Scaling(kind="llama3", factor=3.0, trained=40, slow=0.5),
-        Scaling(kind="yarn", factor=3.0, trained=40, fast=8.0, magnitude=1.0),  # a turn keeps lengths
+        Scaling(kind="yarn", factor=3.0, trained=40, fast=8.0, magnitude=1.0, truncate=False),  # a turn keeps lengths
         Scaling(kind="linear", factor=3.0),
         Scaling(kind="longrope", trained=300, short=(1.0, 2.0, 5.0), long=(1.0, 2.0, 9.0), magnitude=1.0),
     ),

@@ -50,6 +50,8 @@ class Scaling:
     ln trained)^1/2). mscale, mscale_all_dim: both given, make the magnitude of yarn (0.1 mscale ln factor + 1) / (0.1
     mscale_all_dim ln factor + 1), for an attention that stretches all scores.
 
+    truncate: whether the places among the pairs between which yarn passes over are rounded outwards to whole ones.
+
     short, long: longrope's factors, one a pair. A text of up to `trained` tokens is turned by the short ones, all of
     it, and a longer one by the long ones. So what a state keeps of a text can't serve beyond `trained` tokens, if it
     was begun before: the text is read anew there. With dynamic each length beyond `trained` turns all of a text
@@ -66,8 +68,11 @@ class Scaling:
     long: tuple[float, ...] | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
+    truncate: bool = True
 
     def __post_init__(self) -> None:
+        if not self.truncate and self.kind != "yarn":
+            raise ValueError(f"truncate: yarn alone passes over between places, and {self.kind} has none to round")
         for name in ("short", "long"):
             factors = getattr(self, name)
             if (factors is None) == (self.kind == "longrope"):
@@ -164,11 +169,13 @@ def _by_turns(scaling: Scaling, speed: Tensor, theta: float) -> Tensor:
 
 
 def _by_place(scaling: Scaling, speed: Tensor, theta: float) -> Tensor:
-    """Keep the first pairs: from the whole place where pairs turn `fast` times to that of `slow` it falls evenly."""
+    """Keep the first pairs: from the place where pairs turn `fast` times to that of `slow` it falls evenly."""
     assert scaling.trained is not None
     pairs, trained = speed.shape[0], scaling.trained
     slow, fast = (pairs * math.log(trained / (turns * 2 * math.pi)) / math.log(theta) for turns in scaling.turns)
-    start, end = max(math.floor(fast), 0), min(math.ceil(slow), 2 * pairs - 1)
+    if scaling.truncate:
+        fast, slow = math.floor(fast), math.ceil(slow)
+    start, end = max(fast, 0), min(slow, 2 * pairs - 1)
     place = torch.arange(pairs, dtype=speed.dtype, device=speed.device)
     return 1.0 - ((place - start) / (end - start or 0.001)).clamp(0.0, 1.0)
 

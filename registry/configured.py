@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 from ..core.component import Part
 from .marks import Mark, Node, nearest, node_of
-from .tables import ACTIVATED, ACTIVATIONS, LABELLED, LONGEST, ROTATED, STRETCHED, TABLES, TRAINED, USUAL, Table
+from .tables import ACTIVATED, ACTIVATIONS, CUT, LABELLED, LONGEST, ROTATED, STRETCHED, TABLES, TRAINED, USUAL, Table
 
 LAYERS = "layers"
 """What a path to an option of a kind of layers begins with."""
@@ -131,28 +131,38 @@ def _table(name: str) -> Table:
 class RotationSettings:
     """Say where the fields of a map go that says how a rotation is stretched: `rope_theta`, `rope_type` and so on.
 
-    `to`: the position in a spec. `when`: other fields -> what each must be, or one of what, for these to be read.
+    `to`: the position in a spec, or several. `when`: other fields -> what each must be, or one of what, for these to be
+    read.
     """
 
-    to: str
+    to: tuple[str, ...] | str
     when: Mapping[str, Node] = field(default_factory=dict)
+
+    def lengths(self, at: str) -> Mapping[str, FieldSettings]:
+        """Return what says for how long a text a rotation was trained, until a field of the map `at` or others do."""
+        name, length = LONGEST
+        return {f"{at}.{name}": self._of(at, "scaling.trained", (name, *TRAINED), of=length)}
 
     def fields(self, at: str) -> Mapping[str, FieldSettings]:
         """Return what each field of the map `at` sets."""
         mark = Mark(f"rotation {at}")
-        kind, (longest, length) = f"{at}.rope_type", LONGEST
-
-        def of(option: str, kinds: Sequence[str] = (), **more: Any) -> FieldSettings:
-            asked = {kind: node_of(tuple(node_of(name, mark) for name in kinds), mark)} if kinds else {}
-            return FieldSettings(to=f"{self.to}.{option}", when={**self.when, **asked}, **more)
-
         kinds = {name: node_of(name, mark) for name in STRETCHED}
+        whole = {"true": node_of(True, mark)}
+        uncut = {"false": node_of(False, mark), "null": node_of(False, mark)}
+        said = {"values": whole | uncut} if at == CUT[0] else {"values": whole, "refused": dict.fromkeys(uncut, CUT[1])}
         return {
-            kind: of("scaling.kind", cases={"default": node_of({}, mark)}, values=kinds),
-            f"{at}.{longest}": of("scaling.trained", (longest,), of=length),
-            f"{at}.original_max_position_embeddings": of("scaling.trained", TRAINED),
-            **{f"{at}.{name}": of(option) for name, option in ROTATED.items()},
+            f"{at}.rope_type": self._of(at, "scaling.kind", cases={"default": node_of({}, mark)}, values=kinds),
+            f"{at}.original_max_position_embeddings": self._of(at, "scaling.trained", TRAINED),
+            f"{at}.truncate": self._of(at, "scaling.truncate", ("yarn",), **said),
+            **{f"{at}.{name}": self._of(at, option) for name, option in ROTATED.items()},
         }
+
+    def _of(self, at: str, option: str, kinds: Sequence[str] = (), **more: Any) -> FieldSettings:
+        """Return what sets an option of the positions; `kinds`: those of rotations that have it, all unless given."""
+        mark = Mark(f"rotation {at}")
+        asked = {f"{at}.rope_type": node_of(tuple(node_of(name, mark) for name in kinds), mark)} if kinds else {}
+        to = (self.to,) if isinstance(self.to, str) else self.to
+        return FieldSettings(to=tuple(f"{path}.{option}" for path in to), when={**self.when, **asked}, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,15 +223,19 @@ class ConfigSettings:
     def __post_init__(self) -> None:
         if self.unnamed is not None and self.unnamed not in self.architectures:
             raise ValueError(f"unnamed: '{self.unnamed}' is none of `architectures`")
-        whole = {
-            name: item if isinstance(item, FieldSettings) else _plain(name, item)
-            for name, item in {**self._shared(), **self.fields}.items()
+        rotations = {
+            at: RotationSettings(to=item) if isinstance(item, str) else item
+            for at, item in self.rotations.items()
             if item is not None
         }
-        for at, rotation in self.rotations.items():
-            if rotation is not None:
-                rotation = RotationSettings(to=rotation) if isinstance(rotation, str) else rotation
-                whole |= {name: item for name, item in rotation.fields(at).items() if name not in self.fields}
+        lengths = {name: item for at, rotation in rotations.items() for name, item in rotation.lengths(at).items()}
+        whole = {
+            name: item if isinstance(item, FieldSettings) else _plain(name, item)
+            for name, item in {**self._shared(), **lengths, **self.fields}.items()
+            if item is not None
+        }
+        for at, rotation in rotations.items():
+            whole |= {name: item for name, item in rotation.fields(at).items() if name not in self.fields}
         if odd := sorted(self.defaults.keys() - {*self.fields, *whole}):
             raise ValueError(f"defaults: '{odd[0]}' is none of `fields`")
         written = {name: item.default for name, item in whole.items() if item.default is not None}

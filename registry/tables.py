@@ -93,7 +93,9 @@ ROTATED: Mapping[str, str] = {
     "mscale": "scaling.mscale",
     "mscale_all_dim": "scaling.mscale_all_dim",
 }
-# The kinds of stretched rotations, of which some say for how long a text they were trained, and one means the longest.
+# The one map whose word on whole places transformers heeds, and why that of others is refused.
+CUT = ("rope_parameters", "would change nothing in transformers, which looks for it beside the maps of kinds of layers")
+# The kinds of stretched rotations, of which some say for how long a text they were trained; else it is the longest.
 STRETCHED = ("linear", "llama3", "yarn", "longrope", "dynamic")
 TRAINED = ("llama3", "yarn", "longrope", "su")  # as older files call longrope
 LONGEST = ("dynamic", "max_position_embeddings")

@@ -115,7 +115,7 @@ LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 0.5, "high_freq_facto
     [
         (YARN | {"mscale": 1.7, "mscale_all_dim": 0.4, "beta_fast": 4.0, "beta_slow": 0.2},
          ("mscale=null", "mscale_all_dim=null", "fast=null", "slow=null")),
-        (YARN | {"attention_factor": 1.4}, ("magnitude=null",)),
+        (YARN | {"attention_factor": 1.4, "truncate": False}, ("magnitude=null", "truncate=true")),
         (LLAMA3, ("slow=1.0", "fast=4.0")),
     ],
 )  # fmt: skip
