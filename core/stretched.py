@@ -75,29 +75,29 @@ def weighed_sums(q: Tensor, k: Tensor, v: Tensor, first: Tensor, again: Again) -
 class _Fades(ABC):
     """Say what is left of one token at another within a stretch of N chunks of L tokens.
 
-    `over` (B * H or 1, N + 1, N + 1): of what was there at the end of chunk j, at the end of chunk i; 0 is before all.
+    `across` (N, B or 1, H or 1, 1, 1): of what each chunk was handed, at its end.
     """
 
-    over: Tensor
+    across: Tensor
 
     @abstractmethod
     def within(self, scores: Tensor) -> Tensor:
-        """Return scores (B, H, N, L, L) of pairs of a chunk by what is left, in their place: 0 for later keys."""
+        """Return scores (N, B, H, L, L) of pairs of a chunk by what is left, in their place: 0 for later keys."""
 
     @abstractmethod
     def handed(self, x: Tensor) -> Tensor:
-        """Return x (B, H, N, L, D) by what is left at each token of what its chunk was handed."""
+        """Return x (N, B, H, L, D) by what is left at each token of what its chunk was handed."""
 
     @abstractmethod
     def onward(self, x: Tensor) -> Tensor:
-        """Return x (B, H, N, L, D) by what is left of each token at its chunk's end."""
+        """Return x (N, B, H, L, D) by what is left of each token at its chunk's end."""
 
 
 class _Nowhere(_Fades):
     """Nothing fades."""
 
     def __init__(self, like: Tensor, chunks: int) -> None:
-        self.over = like.new_ones(1, chunks + 1, chunks + 1).tril()
+        self.across = like.new_ones(chunks, 1, 1, 1, 1)
 
     def within(self, scores: Tensor) -> Tensor:
         return scores.tril_()
@@ -110,7 +110,7 @@ class _Nowhere(_Fades):
 
 
 class _ByToken(_Fades):
-    """Each token leaves a share of all before it: the logarithms are (B, H, N, L)."""
+    """Each token leaves a share of all before it: the logarithms are (N, B, H, L)."""
 
     def __init__(self, log_decay: Tensor) -> None:
         # In fp64 differences of sums are as exact as sums of their own would be: no strong decay blurs a weak one.
@@ -118,7 +118,7 @@ class _ByToken(_Fades):
         self._within = _differences(sums, log_decay.dtype)
         self._handed = sums.to(log_decay.dtype).exp().unsqueeze(-1)
         self._onward = self._within[..., -1, :].unsqueeze(-1)
-        self.over = _differences(F.pad(sums[..., -1].cumsum(-1), (1, 0)), log_decay.dtype).flatten(0, 1)
+        self.across = self._handed[..., -1:, :]
 
     def within(self, scores: Tensor) -> Tensor:
         return scores.mul_(self._within)
@@ -166,21 +166,25 @@ class _Plan:
             yield slice(chunk * self.size, min(after * self.size, self.length)), slice(chunk, after)
 
     def load(self, x: Tensor, columns: slice) -> Tensor:
-        """Return columns of x (B, T, G, D) in chunks, (B, H, N, L, D), zeros behind its end."""
+        """Return columns of x (B, T, G, D) in chunks, (N, B, H, L, D), zeros behind its end."""
         x = x[:, columns]
         missing = self.chunks * self.size - x.shape[1]
         if missing:
             x = F.pad(x, (0, 0, 0, 0, 0, missing))
-        cut: Tensor = x.unflatten(1, (self.chunks, self.size)).permute(0, 3, 1, 2, 4)
+        cut: Tensor = x.unflatten(1, (self.chunks, self.size)).permute(1, 0, 3, 2, 4)
         return (
-            cut.repeat_interleave(self.heads // cut.shape[1], dim=1) if cut.shape[1] < self.heads else cut.contiguous()
+            cut.repeat_interleave(self.heads // cut.shape[2], dim=2) if cut.shape[2] < self.heads else cut.contiguous()
         )
 
     def store(self, found: Tensor, into: Tensor, columns: slice) -> None:
-        """Write chunks (B, H, N, L, D) to columns of `into` (B, T, G, D), the sum of those that shared a head."""
+        """Write chunks (N, B, H, L, D) to columns of `into` (B, T, G, D), the sum of those that shared a head."""
         if into.shape[2] < self.heads:
-            found = found.unflatten(1, (into.shape[2], -1)).sum(2)
-        into[:, columns] = found.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, : columns.stop - columns.start]
+            found = found.unflatten(2, (into.shape[2], -1)).sum(3)
+        found, there = found.permute(1, 0, 3, 2, 4), into[:, columns]
+        if there.shape[1] == self.chunks * self.size:
+            there.unflatten(1, (self.chunks, self.size)).copy_(found)  # by one copy, in the order that it is read
+        else:
+            there.copy_(found.flatten(1, 2)[:, : there.shape[1]])
 
     def fades(self, log_decay: Tensor | None, columns: slice, like: Tensor) -> _Fades:
         """Return what is left within a stretch."""
@@ -200,10 +204,10 @@ class _Fading(torch.autograd.Function):
             for columns, chunks in plan.stretches():
                 parts = (plan.load(q, columns), plan.load(k, columns), plan.load(v, columns))
                 fades = plan.fades(log_decay, columns, v)
-                plan.store(_ahead(*parts, fades, states[:, :, chunks.start : chunks.stop + 1]), y, columns)
+                plan.store(_ahead(*parts, fades, states[chunks.start : chunks.stop + 1]), y, columns)
         ctx.save_for_backward(q, k, v, log_decay, first, states)
         ctx.plan, ctx.again = plan, again
-        return y, states[:, :, -1].clone()
+        return y, states[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
@@ -215,15 +219,15 @@ class _Fading(torch.autograd.Function):
         d_decay = torch.empty_like(log_decay) if ctx.needs_input_grad[3] else None
         for columns, chunks in reversed(list(plan.stretches())):
             parts = (plan.load(q, columns), plan.load(k, columns), plan.load(v, columns))
-            fades, held = plan.fades(log_decay, columns, v), states[:, :, chunks.start : chunks.stop + 1]
+            fades, held = plan.fades(log_decay, columns, v), states[chunks.start : chunks.stop + 1]
             *found, d_states = _back(*parts, plan.load(d_y, columns), fades, held, d_last)
             for part, into in zip(found, (d_q, d_k, d_v), strict=True):
                 plan.store(part, into, columns)
-            d_last = d_states[:, :, 0]
+            d_last = d_states[0]
             if d_decay is not None:
                 # What a token's decay does, all do that it comes before: to what they read, and what is left of them.
                 each = (parts[0] * found[0]).sum(-1) - (parts[1] * found[1]).sum(-1)
-                each[..., -1] += (held[:, :, 1:] * d_states[:, :, 1:]).sum((-1, -2))
+                each[..., -1] += (held[1:] * d_states[1:]).sum((-1, -2))
                 plan.store(each.flip(-1).cumsum(-1).flip(-1).unsqueeze(-1), d_decay.unsqueeze(-1), columns)
         return d_q, d_k, d_v, d_decay, d_last, None
 
@@ -238,13 +242,13 @@ class _Weighed(torch.autograd.Function):
         with exactly(q):
             for columns, chunks in plan.stretches():
                 parts = (plan.load(q, columns), plan.load(k, columns), _counted(plan.load(v, columns)))
-                both = _ahead(*parts, fades, states[:, :, chunks.start : chunks.stop + 1])
+                both = _ahead(*parts, fades, states[chunks.start : chunks.stop + 1])
                 below = both[..., -1:]
                 plan.store(both[..., :-1].div_(_divisor(below)), y, columns)
                 plan.store(below, divisor, columns)
         ctx.save_for_backward(q, k, v, first, y, divisor, states)
         ctx.plan, ctx.again = plan, again
-        return y, states[:, :, -1].clone()
+        return y, states[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
@@ -258,11 +262,11 @@ class _Weighed(torch.autograd.Function):
             parts = (plan.load(q, columns), plan.load(k, columns), _counted(plan.load(v, columns)))
             above = plan.load(d_y, columns) / _divisor(plan.load(divisor, columns))
             below = (above * plan.load(y, columns)).sum(-1, keepdim=True).neg_()
-            held = states[:, :, chunks.start : chunks.stop + 1]
+            held = states[chunks.start : chunks.stop + 1]
             *found, d_states = _back(*parts, torch.cat([above, below], dim=-1), fades, held, d_last)
             for part, into in zip((*found[:2], found[2][..., :-1]), (d_q, d_k, d_v), strict=True):
                 plan.store(part, into, columns)
-            d_last = d_states[:, :, 0]
+            d_last = d_states[0]
         return d_q, d_k, d_v, d_last, None
 
 
@@ -277,52 +281,47 @@ def _divisor(sums: Tensor) -> Tensor:
 
 
 def _room(plan: _Plan, first: Tensor) -> Tensor:
-    """Return room for what each chunk is handed and the last hands on, (B, H, chunks + 1, D, E), the first written."""
-    states = first.new_empty(*first.shape[:2], plan.all + 1, *first.shape[2:])
-    states[:, :, 0] = first
+    """Return room for what each chunk is handed and the last hands on, (chunks + 1, B, H, D, E), the first written."""
+    states = first.new_empty(plan.all + 1, *first.shape)
+    states[0] = first
     return states
 
 
 def _ahead(q: Tensor, k: Tensor, v: Tensor, fades: _Fades, states: Tensor) -> Tensor:
-    """Return what a stretch reads, (B, H, N, L, E), and write to `states` what is there after each of its chunks.
+    """Return what a stretch reads, (N, B, H, L, E), and write to `states` what is there after each of its chunks.
 
-    q, k (B, H, N, L, D); v (B, H, N, L, E); states (B, H, N + 1, D, E), of which the first is there.
+    q, k (N, B, H, L, D); v (N, B, H, L, E); states (N + 1, B, H, D, E), of which the first is there.
     """
     y = fades.within(q @ k.mT) @ v
-    own = torch.cat([states[:, :, :1], fades.onward(k).mT @ v], dim=2)
-    states.copy_(_handed_on(fades.over, own))
-    return _add_product(y, fades.handed(q), states[:, :, :-1])
+    _product(fades.onward(k).mT, v, states[1:])
+    for before, after, left in zip(states, states[1:], fades.across, strict=False):
+        after.addcmul_(before, left)
+    return _add_product(y, fades.handed(q), states[:-1])
 
 
 def _back(
     q: Tensor, k: Tensor, v: Tensor, d_y: Tensor, fades: _Fades, states: Tensor, d_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v of a stretch, and of all its states, (B, H, N + 1, D, E)."""
+    """Return the gradients of q, k and v of a stretch, and of all its states, (N + 1, B, H, D, E)."""
     scores, d_scores = fades.within(q @ k.mT), fades.within(d_y @ v.mT)
-    own = torch.cat([fades.handed(q).mT @ d_y, d_last.unsqueeze(2)], dim=2)
-    d_states = _over(fades.over.mT, own)
-    d_q = _add_product(fades.handed(d_y @ states[:, :, :-1].mT), d_scores, k)
-    d_k = _add_product(fades.onward(v @ d_states[:, :, 1:].mT), d_scores.mT, q)
-    d_v = _add_product(scores.mT @ d_y, fades.onward(k), d_states[:, :, 1:])
+    d_states = torch.empty_like(states)
+    d_states[-1] = d_last
+    _product(fades.handed(q).mT, d_y, d_states[:-1])
+    for chunk in range(len(fades.across) - 1, -1, -1):
+        d_states[chunk].addcmul_(d_states[chunk + 1], fades.across[chunk])
+    d_q = _add_product(fades.handed(d_y @ states[:-1].mT), d_scores, k)
+    d_k = _add_product(fades.onward(v @ d_states[1:].mT), d_scores.mT, q)
+    d_v = _add_product(scores.mT @ d_y, fades.onward(k), d_states[1:])
     return d_q, d_k, d_v, d_states
 
 
-def _handed_on(left: Tensor, states: Tensor) -> Tensor:
-    """Compute `_over` chunk by chunk, in place of `states`: no NaN of a later one reaches an earlier one as 0 x NaN."""
-    flat = states.flatten(3).flatten(0, 1)
-    for i in range(1, flat.shape[1]):
-        flat[:, i].addcmul_(flat[:, i - 1], left[:, i, i - 1].unsqueeze(-1))
-    return flat.view(states.shape)
-
-
-def _over(left: Tensor, states: Tensor) -> Tensor:
-    """Return what is left (B * H or 1, N, N) of states (B, H, N, D, E) at each of them, summed."""
-    flat = states.flatten(3).flatten(0, 1)
-    return torch.bmm(left.expand(len(flat), -1, -1), flat).view(states.shape)
+def _product(a: Tensor, b: Tensor, into: Tensor) -> None:
+    """Write a @ b (N, B, H, ...) to `into`, whose numbers lie in a row."""
+    torch.bmm(a.flatten(0, 2), b.flatten(0, 2), out=into.view(-1, *into.shape[3:]))
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Add a @ b to `total` (B, H, N, ...) in its place, and return it."""
+    """Add a @ b to `total` (N, B, H, ...) in its place, and return it."""
     total.flatten(0, 2).baddbmm_(a.flatten(0, 2), b.flatten(0, 2))
     return total
 
