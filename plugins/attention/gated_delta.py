@@ -234,14 +234,15 @@ def in_chunks(
     length, groups = v.shape[1], k.shape[2]
     size = size_of_chunks(_chunk(length), length)
     decays = Decays.of(log_decay, size, doc)
-    q, k, v, share = cut(q, size), cut(k, size), cut(v, size), cut(share.unsqueeze(-1), size)
+    # In order once: products of what lies across the heads would copy it again, each for itself.
+    q, k, v, share = (cut(t, size).contiguous() for t in (q, k, v, share.unsqueeze(-1)))
+    shared = v.shape[2] // groups
 
     def to_heads(t: Tensor) -> Tensor:
-        return t.repeat_interleave(v.shape[2] // groups, dim=2)
+        return t if shared == 1 else t.repeat_interleave(shared, dim=2)
 
     overlaps, scores, k, q = to_heads(k @ k.mT), to_heads(q @ k.mT), to_heads(k), to_heads(q)
-    wanted = torch.cat([v, k * decays.into], dim=-1) * share
-    new, seen = _solved(overlaps * decays.within * share, wanted).split((v.shape[-1], k.shape[-1]), dim=-1)
+    new, seen = _solved(overlaps * decays.within * share, v * share, k * (decays.into * share))
     last, (before, written) = carried(_corrected, first, (new, seen, (k * decays.onward).mT, decays.across))
     return joined((q * decays.into) @ before + (scores * decays.within) @ written, length), last
 
@@ -257,11 +258,14 @@ def _corrected(s: Tensor, new: Tensor, seen: Tensor, keys: Tensor, across: Tenso
     return s * across + keys @ written, (s, written)
 
 
-def _solved(lower: Tensor, wanted: Tensor) -> Tensor:
-    """Return x of (I + what of `lower` (..., L, L) is below its diagonal) x = wanted (..., L, D)."""
+def _solved(lower: Tensor, *wanted: Tensor) -> list[Tensor]:
+    """Return each x of (I + what of `lower` (..., L, L) is below its diagonal) x = wanted (..., L, D)."""
     if not is_exporting():
-        solved: Tensor = torch.linalg.solve_triangular(lower, wanted, upper=False, unitriangular=True)
-        return solved
+        # Turned over, as the library stores matrices, it copies none; side by side they would be copied first.
+        upper = lower.mT
+        return [
+            torch.linalg.solve_triangular(upper, x.mT, upper=True, left=False, unitriangular=True).mT for x in wanted
+        ]
     # Runtimes know no triangular systems. The inverse of blocks of twice the size follows from that of both halves.
     size = lower.shape[-1]
     row = torch.arange(size, device=lower.device)
@@ -272,4 +276,4 @@ def _solved(lower: Tensor, wanted: Tensor) -> Tensor:
         joins = (block.unsqueeze(1) == block + 1) & (block % 2 == 0)
         inverse = inverse - inverse @ (lower * joins) @ inverse
         half *= 2
-    return inverse @ wanted
+    return [inverse @ x for x in wanted]
