@@ -55,7 +55,11 @@ def common(
 
 
 @app.command()
-def show(spec: SpecArgument, overrides: Overrides = None) -> None:
+def show(
+    spec: SpecArgument,
+    overrides: Overrides = None,
+    processes: Annotated[int, typer.Option(min=1, help="That would train it: training is shown as one sees it.")] = 1,
+) -> None:
     """Show the model of a spec, allocating no weights.
 
     It comes as a tree: parameters, FLOPs, state and training memory, and the kernel of each layer.
@@ -64,7 +68,7 @@ def show(spec: SpecArgument, overrides: Overrides = None) -> None:
     from ..registry.spec import load_spec
     from .render import tree
 
-    found = describe(load_spec(spec, overrides or ()))
+    found = describe(load_spec(spec, overrides or ()), processes)
     results().print(tree(found.tree))
     for line in found.notes:
         print(line)

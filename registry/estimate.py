@@ -20,6 +20,7 @@ from ..core.vocabulary import Vocabulary
 from ..errors import DataError, SpecError, TransomError
 from .check import asked_heads
 from .compose import build_data, build_objective, stand_ins
+from .marks import BrokenSpec
 from .meter import CpuKernels, Meter
 from .spec import Spec
 from .timeline import Segment, Timeline, inputs_of, meta, most_alive
@@ -31,9 +32,10 @@ LOW = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "float8": to
 class Training:
     """Hold what a step costs: FLOPs and peak bytes, of which `held` are weights, gradients and AdamW's moments.
 
-    `checkpointed`: by stack, how many layers, the first ones, compute their activations twice.
+    All of one process. `checkpointed`: by stack, how many layers, the first ones, compute their activations twice.
     """
 
+    processes: int
     rows: int
     flops: int
     peak: int
@@ -61,9 +63,9 @@ class Estimate:
     notes: tuple[str, ...] = ()
 
 
-def estimate(spec: Spec, model: Topology) -> Estimate:
-    """Estimate from the outline of a spec's model."""
-    whole = _Whole(spec, model)
+def estimate(spec: Spec, model: Topology, processes: int = 1) -> Estimate:
+    """Estimate from the outline of a spec's model, which so many processes train: of a step, what one of them does."""
+    whole = _Whole(share_of(spec, processes), model, processes)
     tokens, forward = whole.forward()
     training, notes = None, list[str]()
     if spec.objective is not None and spec.data is not None:
@@ -84,9 +86,26 @@ def estimate(spec: Spec, model: Topology) -> Estimate:
     )
 
 
+def share_of(spec: Spec, processes: int) -> Spec:
+    """Return a spec of the rows that one of some processes takes.
+
+    Raises:
+        SpecError: they can't be shared evenly.
+    """
+    rows = spec.train.batch_size
+    if rows % processes:
+        message = f"{rows} rows can't be shared evenly by {processes} processes"
+        raise BrokenSpec([spec.problem("train.batch_size", message)])
+    return replace(spec, train=replace(spec.train, batch_size=rows // processes))
+
+
 def parameters_of(module: nn.Module) -> int:
     """Return how many parameters a module has, shared ones counted once."""
     return sum(p.numel() for p in module.parameters())
+
+
+def _learned(module: nn.Module) -> int:
+    return _bytes(p for p in module.parameters() if p.requires_grad)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
@@ -96,8 +115,10 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 class _Whole:
     """Reckon a whole model from its outline."""
 
-    def __init__(self, spec: Spec, model: Topology) -> None:
+    def __init__(self, spec: Spec, model: Topology, processes: int) -> None:
         self.spec = spec
+        self.processes = processes
+        self.shares = processes if spec.train.shard else 1
         self.model = model
         self.layers: dict[str, list[int]] = {}
         self.first: dict[str, list[int]] = {}
@@ -169,8 +190,9 @@ class _Whole:
         for name in self.layers:
             self.stack(name).checkpointed = layers[name]
         segments: list[Segment] = []
-        # Where a step has several micro batches, all but the first find gradients to add to.
-        for _ in range(min(settings.accumulate, 2)):
+        # Where a step has several micro batches, all but the first find gradients to add to. Whole ones are passed on
+        # where processes have shares of them.
+        for _ in range(2 if settings.accumulate > 1 or self.shares > 1 else 1):
             meter = Meter()
             with CpuKernels(meter, LOW[settings.precision]) as kernels, meter:
                 with Timeline(self.model, list(self.layers), meter) as line:
@@ -181,17 +203,35 @@ class _Whole:
             segments = list(line.whole(self.layers))
         notes += [f"scores of attention are formed in full: {why}" for why in kernels.formed]
         peak, flops = most_alive(segments)
-        learned = self._times(lambda m: _bytes(p for p in m.parameters() if p.requires_grad))
+        learned = self._times(_learned)
         held = self.weights + 3 * learned
         batch = _bytes([*prepared.inputs.values(), prepared.targets, *prepared.others.values()])
         before = held if settings.accumulate > 1 else held - learned
+        if self.shares > 1:
+            held, before = self._shared(held)
         return Training(
+            processes=self.processes,
             rows=settings.batch_size,
             flops=flops * settings.accumulate,
             peak=max(before + batch + peak, held),
             held=held,
             checkpointed=layers,
         )
+
+    def _shared(self, held: int) -> tuple[int, int]:
+        """Return what a process holds of the bytes that are to be held, and that with what it gathers for a while.
+
+        That is all but the layers, weights and gradients, and two layers: one runs, and the next is on its way or was
+        just there.
+        """
+        own = math.ceil(held / self.shares)
+        blocks = [self._whole(block) for name in self.layers for block in self.stack(name).blocks]
+        outside = self._whole(self.model) - sum(blocks)
+        return own, own + outside + 2 * max(blocks, default=0)
+
+    @staticmethod
+    def _whole(module: nn.Module) -> int:
+        return _bytes(module.parameters()) + _learned(module)
 
     def _freeze(self) -> None:
         """Take from learning what training takes from it, by the names that parameters have in the whole model."""

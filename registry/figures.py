@@ -24,13 +24,15 @@ def amounts(spec: Spec, found: Estimate) -> list[str]:
     ]
     if found.training is not None:
         train, settings = found.training, spec.train
+        each = f" in each of {train.processes} processes" if train.processes > 1 else ""
         micro = f"{settings.accumulate} x " if settings.accumulate > 1 else ""
         twice, layers = sum(train.checkpointed.values()), sum(len(stack.layers) for stack in spec.model.stacks.values())
         rest = f"activations, of {twice} layers of {layers} computed twice" if twice else "activations"
-        held = f"{size(train.held)} weights, gradients and moments; the rest {rest}"
+        share = "a share of " if settings.shard and train.processes > 1 else ""
+        held = f"{size(train.held)} {share}weights, gradients and moments; the rest {rest}"
         rows += [
-            ("training step", f"{scaled(train.flops)}FLOPs, {micro}{train.rows} rows of {found.tokens:,}"),
-            ("training memory", f"{size(train.peak)} at most, in {settings.precision} on a CPU: {held}"),
+            ("training step", f"{scaled(train.flops)}FLOPs, {micro}{train.rows} rows of {found.tokens:,}{each}"),
+            ("training memory", f"{size(train.peak)} at most, in {settings.precision} on a CPU{each}: {held}"),
         ]
     width = max(len(name) for name, _ in rows)
     return [f"{name:{width}}  {amount}" for name, amount in rows]

@@ -35,7 +35,8 @@ class TrainSettings:
     projections in 8 bits. `compile`: whether torch.compile is used. `cuda_graph`: whether a micro batch's kernels are
     captured once on CUDA, and replayed for all others. `checkpoint_activations`: whether activations are computed twice
     to save memory. `memory_gb`: what a step may hold at most, in GB of 10^9 bytes; the first layers compute activations
-    twice, as many as that takes. `seed`: of weights, batches and dropout. `eval_every`, `checkpoint_every`,
+    twice, as many as that takes. `shard`: whether several processes have a share of each weight, its gradient and its
+    moments, in place of all of them. `seed`: of weights, batches and dropout. `eval_every`, `checkpoint_every`,
     `log_every`: in steps, 0 for never. `keep_checkpoints`: how many of the newest stay. `early_stop`: evaluations
     without improvement that end the run, 0 for none. `init`: a run folder whose weights are the start. `freeze`: glob
     patterns of parameter names that stay as they are. `threads`: CPU threads, null for PyTorch's choice. `device`:
@@ -58,6 +59,7 @@ class TrainSettings:
     cuda_graph: bool = False
     checkpoint_activations: bool = False
     memory_gb: float | None = None
+    shard: bool = False
     seed: int = 0
     eval_every: int = 200
     checkpoint_every: int = 200

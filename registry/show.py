@@ -47,15 +47,17 @@ class Description:
     notes: tuple[str, ...]
 
 
-def describe(spec: Spec) -> Description:
+def describe(spec: Spec, processes: int = 1) -> Description:
     """Describe the model of a spec; neither its weights nor layers that repeat others are built.
 
+    processes: that would train it; figures are those of one.
+
     Raises:
-        SpecError: as `compose` does, or a batch larger than a spec may ask for.
+        SpecError: as `compose` does, or a batch larger than a spec may ask for, or that they can't share evenly.
     """
     check_batch(spec)
     model = outline(spec)
-    found = estimate(spec, model)
+    found = estimate(spec, model, processes)
     check_parameters(spec, found.parameters)
     return Description(_Tree(spec, model, found).model(), found, (*amounts(spec, found), *found.notes, *spec.dropped))
 

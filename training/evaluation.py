@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -12,6 +12,7 @@ from ..core.initialise import seed_of
 from ..core.losses import IGNORED
 from ..core.objective import Objective
 from ..data import Dataset
+from ..data.rows import Batch
 from ..registry.settings import TrainSettings
 from .precision import Precision
 from .processes import World
@@ -37,17 +38,17 @@ def measure(
     heads = [f".{name}" for name in parts] or [""]
     lengths = torch.from_numpy(dataset.tokenizer.byte_lengths()) if dataset.tokenizer else None
     with torch.no_grad():
-        for number, batch in enumerate(dataset.held_out(settings.batch_size)):
-            if number % world.size != world.rank:
-                continue
+        for number, batch, ours in _dealt(dataset.held_out(settings.batch_size), world):
             generator = torch.Generator().manual_seed(seed_of(settings.seed, f"evaluation:{number}"))
             tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
             prepared = step.objective.prepare(tensors, generator)
-            if lengths is not None and step.objective.per_token and not step.objective.derives:
+            if lengths is not None and ours and step.objective.per_token and not step.objective.derives:
                 mine["bytes"] += int(lengths[prepared.targets[prepared.targets != IGNORED]].sum())
             there = moved(prepared, world.device)
             with precision.autocast():
                 totals, sums = step(there.inputs, there.targets, there.mask, there.others)
+            if not ours:
+                continue
             for head, total, count in zip(heads, totals.tolist(), prepared.counts.tolist(), strict=True):
                 mine[f"total{head}"] += total
                 mine[f"targets{head}"] += count
@@ -58,6 +59,21 @@ def measure(
     # The first process has the first batch, and so every name that there is.
     added = {name: sum(one.get(name, 0.0) for one in everyone) for name in everyone[0]}
     return _figures(added, dataset, step.objective, heads)
+
+
+def _dealt(batches: Iterable[Batch], world: World) -> Iterator[tuple[int, Batch, bool]]:
+    """Yield the batches of this process with their numbers, and whether each is its own.
+
+    Where the last ones are not enough for all, the others have the very last one too, for its passes alone: processes
+    that share weights run them together.
+    """
+    last: tuple[int, Batch] | None = None
+    for number, batch in enumerate(batches):
+        last = number, batch
+        if number % world.size == world.rank:
+            yield number, batch, True
+    if last is not None and last[0] % world.size < world.rank:
+        yield *last, False
 
 
 def _figures(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -69,8 +69,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    keep: Callable[[nn.Parameter, Tensor], Tensor],
+) -> None:
     """Give an AdamW the state that `optimizer_tensors` returned.
+
+    `keep`: what becomes of a whole tensor where the parameter is.
 
     Raises:
         CheckpointError: it is not the state of this model's parameters.
@@ -82,7 +89,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
             raise CheckpointError(f"optimizer.safetensors: {key} belongs to no parameter that is learned")
     for name, parameter in learned.items():
         if f"{name}.step" in tensors:
-            state = {moment: tensors[f"{name}.{moment}"].to(parameter.device) for moment in MOMENTS}
+            state = {moment: tensors[f"{name}.{moment}"] for moment in MOMENTS}
             if state["exp_avg"].shape != parameter.shape:
                 raise CheckpointError(f"optimizer.safetensors: {name}.exp_avg is {tuple(state['exp_avg'].shape)}")
-            optimizer.state[parameter] = state
+            optimizer.state[parameter] = {moment: keep(parameter, tensor) for moment, tensor in state.items()}

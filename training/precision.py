@@ -27,6 +27,7 @@ class Precision:
         self.name = name
         self.device = device
         self.dtype = DTYPES[name]
+        self.caches = True  # whether a weight that was narrowed is kept until the pass ends
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     @property
@@ -41,7 +42,8 @@ class Precision:
 
     def autocast(self) -> torch.autocast:
         """Return the context that a forward pass runs in."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32)
+        narrows = self.dtype is not torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=narrows, cache_enabled=self.caches)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, scaled where the precision asks for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -15,13 +16,14 @@ ROOMS = 20
 """How often a state's room is doubled at most: steps with a state have graphs of their own for each room."""
 
 
-def compile_regions(model: nn.Module, *, steps: bool = False) -> str:
+def compile_regions(model: nn.Module, *, steps: bool = False, by: Callable[..., object] = Block.compile) -> str:
     """Have every block of a model compiled, leave the rest of it as it is, and say how many are.
 
     A block is compiled once for all layers that are alike, whatever their number; where the first layer of a pass makes
     what the others share (masks), it has a graph of its own. Blocks whose attention
     declares that it can't be compiled stay as they are; any other that can't is an error of torch's. `steps`: whether
-    all that is run are steps of a size: graphs then leave none open.
+    all that is run are steps of a size: graphs then leave none open. `by`: what has a block compiled, given torch's
+    options.
     """
     import torch._dynamo.config as limits  # which brings torch's compiler with it
 
@@ -35,7 +37,7 @@ def compile_regions(model: nn.Module, *, steps: bool = False) -> str:
     for block, attentions in blocks.items():
         if not any("compile" in each.declares.lacks for each in attentions):
             whole = all(each.in_one_graph() for each in attentions)
-            block.compile(fullgraph=whole, dynamic=False if steps else None)
+            by(block, fullgraph=whole, dynamic=False if steps else None)
             done += 1
     return f"{done} of {len(blocks)} layers compiled"
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..core.topology import Topology
 from ..data import Tokenizer, load_tokenizer
@@ -95,8 +96,9 @@ def check_place(out: Path, spec: Spec) -> bool:
             raise CheckpointError(f"{out}: is there already, and is no run: choose another folder, or remove it")
         return False
     before, now = (out / SPEC).read_text(encoding="utf-8"), dump_spec(spec)
-    # An older spec may say the same in other words: with options that have new names by now, or without new ones.
-    if before != now and dump_spec(load_spec(out / SPEC)) != now:
+    # An older spec may say the same in other words: with options that have new names by now, or without new ones. How
+    # processes share a model is their matter: what is written is the same.
+    if before != now and _unshared(load_spec(out / SPEC)) != _unshared(spec):
         lines = difflib.unified_diff(before.splitlines(), now.splitlines(), f"{out / SPEC}", "this spec", lineterm="")
         raise CheckpointError(
             f"{out}: holds a run of another spec; choose another folder, or undo the difference:\n" + "\n".join(lines)
@@ -106,6 +108,11 @@ def check_place(out: Path, spec: Spec) -> bool:
             f"{out}: has weights but no checkpoint to go on from: name it as train.init of a run in another folder"
         )
     return True
+
+
+def _unshared(spec: Spec) -> Mapping[str, Any]:
+    train = {name: value for name, value in spec.resolved["train"].items() if name != "shard"}
+    return {**spec.resolved, "train": train}
 
 
 @contextmanager

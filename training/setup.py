@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ..core.topology import Topology
 from ..data import Dataset, Tokenizer, prepare
 from ..registry import units
 from ..registry.compose import build_data, build_objective, outline
-from ..registry.estimate import estimate
+from ..registry.estimate import estimate, share_of
 from ..registry.limits import check_activations, check_batch, check_memory
 from ..registry.marks import BrokenSpec, Problem
 from ..registry.spec import Spec
@@ -26,6 +25,7 @@ from .graph import check_graph
 from .precision import check_precision
 from .processes import World
 from .run import read_run
+from .sharing import UNSHARED
 
 
 def choose_device(spec: Spec) -> str:
@@ -45,10 +45,10 @@ def check_settings(spec: Spec, world: World) -> Mapping[str, int]:
     settings, problems = spec.train, list[Problem]()
     build_objective(spec, None)
     build_data(spec)
-    if settings.batch_size % world.size:
-        message = f"{settings.batch_size} rows can't be shared evenly by {world.size} processes"
-        problems.append(spec.problem("train.batch_size", message))
+    own = share_of(spec, world.size)
     if why := check_precision(settings.precision, world.device):
+        problems.append(spec.problem("train.precision", why))
+    if settings.shard and world.size > 1 and (why := UNSHARED.get(settings.precision)):
         problems.append(spec.problem("train.precision", why))
     if settings.cuda_graph and (why := check_graph(spec, world)):
         problems.append(spec.problem("train.cuda_graph", why))
@@ -58,13 +58,12 @@ def check_settings(spec: Spec, world: World) -> Mapping[str, int]:
     if problems:
         raise BrokenSpec(problems)
     check_batch(spec)
-    own = _share(spec, world.size)
     check_activations(own, world.device)
     model = outline(own)
     if settings.precision == "float8" and not any(map(fits, model.modules())):
         message = f"no map of this model has sizes that are multiples of {EVEN}, which float8 needs: use bf16"
         raise BrokenSpec([spec.problem("train.precision", message)])
-    found = estimate(own, model)
+    found = estimate(spec, model, world.size)
     cost = found.training
     if cost is None and settings.memory_gb is not None:
         why = "; ".join(found.notes)
@@ -76,7 +75,8 @@ def check_settings(spec: Spec, world: World) -> Mapping[str, int]:
                 "batch_size makes it smaller, and accumulate makes up for that"
             )
             raise BrokenSpec([spec.problem("train.memory_gb", message)])
-        check_memory(spec, "model", cost.held, "the model with its gradients and moments", world.device)
+        held = "a share of the model" if settings.shard and world.size > 1 else "the model"
+        check_memory(spec, "model", cost.held, f"{held} with its gradients and moments", world.device)
         check_memory(spec, "train.batch_size", cost.peak, "a training step", world.device)
         return cost.checkpointed
     return {name: len(stack.layers) * settings.checkpoint_activations for name, stack in spec.model.stacks.items()}
@@ -88,11 +88,6 @@ def compute_twice(model: Topology, layers: Mapping[str, int]) -> None:
         stack = getattr(model, name)
         assert isinstance(stack, Stack)
         stack.checkpointed = count
-
-
-def _share(spec: Spec, processes: int) -> Spec:
-    """Return a spec of the rows that one process takes."""
-    return replace(spec, train=replace(spec.train, batch_size=spec.train.batch_size // processes))
 
 
 def initialise_from(model: Topology, folder: str) -> tuple[Initialised, Tokenizer | None]:

@@ -7,6 +7,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from ..errors import TrainingError
 from ..registry.spec import Spec
 from ..registry.weights import WEIGHTS, fill, renewed
@@ -37,23 +39,26 @@ class Trainer:
         self.model = step.model
         if newest is not None:
             fill(self.model, newest.model, self.checkpoints.path(self.progress.step))
-        self.step = step.to(batches.world.device).train()
+        self.step = step.train()
         self.precision = Precision(self.settings.precision, batches.world.device)
         self.updater = Updater(step, batches, self.precision)
         if newest is not None:
-            restore_optimizer(self.updater.optimizer, self.model, renewed(self.model, newest.optimizer))
+            moments = renewed(self.model, newest.optimizer)
+            restore_optimizer(self.updater.optimizer, self.model, moments, self.updater.sharing.share)
             self.precision.restore(self.progress.scaler)
             tell(Resumed(self.progress.step, self.settings.steps))
 
     def run(self) -> None:
         """Train until the last step, or until evaluations no longer improve; raise TrainingError as `train` does."""
+        weights = self._weights() if self.progress.step else None
         if not self.batches.world.first:
             self._go_on(None)
             return
         self.checkpoints.clear()
-        if self.progress.step:
+        if weights is not None:
             # It may have been stopped after the checkpoint was there, and before its weights were.
-            renew_weights(self.folder / WEIGHTS, self.model.state_dict())
+            renew_weights(self.folder / WEIGHTS, weights)
+        del weights
         with Record(self.folder, self.progress.step, self.settings.tensorboard) as record:
             self._go_on(record)
         self.tell(Stopped(self.progress.step, "done" if self.progress.step == self.settings.steps else "early_stop"))
@@ -76,7 +81,7 @@ class Trainer:
                 self._evaluate(record)
             if record and (evaluates or self._ended):
                 record.draw()
-            if record and (saves or self._ended):
+            if saves or self._ended:
                 self._save(record)
             if evaluates or saves:
                 clock, tokens = time.perf_counter(), self.progress.tokens
@@ -109,11 +114,18 @@ class Trainer:
             record.write(self.progress.step, figures, prefix="eval_")
             self.tell(Evaluated(self.progress.step, self.settings.steps, figures))
 
-    def _save(self, record: Record) -> None:
-        """Write a checkpoint, then put its weights in the place where readers look for them."""
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the whole weights in the first process; all call it together."""
+        return self.updater.sharing.whole(self.model.state_dict())
+
+    def _save(self, record: Record | None) -> None:
+        """Write a checkpoint, then put its weights in the place where readers look for them; all call it together."""
+        weights = self._weights()  # which lets parameters be shares again: the optimizer knows those
+        moments = self.updater.sharing.whole(optimizer_tensors(self.updater.optimizer, self.model))
+        if record is None:
+            return
         record.sync()
         self.progress = replace(self.progress, scaler=self.precision.state())
-        weights = self.model.state_dict()
-        where = self.checkpoints.save(self.progress, weights, optimizer_tensors(self.updater.optimizer, self.model))
+        where = self.checkpoints.save(self.progress, weights, moments)
         write_weights(self.folder / WEIGHTS, weights)
         self.tell(Saved(self.progress.step, where))

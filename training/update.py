@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 
 from ..core.initialise import seed_of
 from ..core.objective import Prepared
@@ -19,6 +17,7 @@ from .optimizer import adamw
 from .precision import Precision
 from .regions import compile_regions
 from .schedule import learning_rate
+from .sharing import shared
 from .step import Step, moved
 
 
@@ -31,13 +30,13 @@ class Updater:
         self.world = batches.world
         self.precision = precision
         self._weights = step.objective.weights
+        self.sharing = shared(step, self.settings, self.world)
         self.learned = [parameter for parameter in step.parameters() if parameter.requires_grad]
         self.optimizer = adamw(step, self.settings)
-        self._shared = DistributedDataParallel(step) if self.world.size > 1 else None
-        self._runner: nn.Module = step if self._shared is None else self._shared
         precision.convert(step)
+        precision.caches = self.sharing.caches
         if self.settings.compile:
-            compile_regions(step)
+            compile_regions(step, by=self.sharing.compile)
         graph = self.settings.cuda_graph
         self._captured = CapturedPass(self._pass, self.learned, self.world.device) if graph else None
         self._ahead: tuple[int, list[Prepared]] = (0, [])
@@ -63,7 +62,7 @@ class Updater:
             # While a GPU still works on this step; its results are only asked for below, all at once.
             self._ahead = step + 1, self.batches.of_step(step + 1)
         self.precision.scaler.unscale_(self.optimizer)
-        norm = get_total_norm([p.grad for p in self.learned if p.grad is not None])
+        norm = self.sharing.norm([p.grad for p in self.learned if p.grad is not None])
         loss_now, norm_now, targets_now = torch.stack([mean, norm, targets.sum()]).tolist()
         lr = learning_rate(self.settings, step)
         figures = {"loss": loss_now, "lr": lr, "grad_norm": norm_now, "targets": targets_now}
@@ -95,22 +94,18 @@ class Updater:
                 mean += self._captured(there, scale, seed)
                 continue
             torch.manual_seed(seed)
-            with self._apart(last=micro == len(parts) - 1):
+            with self.sharing.passing(last=micro == len(parts) - 1):
                 mean += self._pass(there, scale)
         return self.world.add_up(mean)
 
     def _pass(self, there: Prepared, scale: Tensor) -> Tensor:
         """Leave the gradients of one micro batch in the parameters, and return its loss."""
         with self.precision.autocast():
-            totals, _ = self._runner(there.inputs, there.targets, there.mask, there.others)
+            totals, _ = self.sharing.run(there.inputs, there.targets, there.mask, there.others)
         loss: Tensor = (totals * scale).sum()
         # Processes give the mean of their gradients; the step's is their sum.
         self.precision.backward(loss * self.world.size)
         return loss.detach()
-
-    def _apart(self, last: bool) -> AbstractContextManager[None]:
-        """Return the context in which processes exchange gradients only in a step's last backward pass."""
-        return nullcontext() if self._shared is None or last else self._shared.no_sync()
 
     def _check_finite(self, step: int, loss: float, norm: float) -> None:
         if not math.isfinite(loss):
