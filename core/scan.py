@@ -21,7 +21,7 @@ CHUNK = 8
 class _Law:
     """Say how a step goes: h_t = step(a_t, h_(t-1), b_t), and how two steps' a make that of both.
 
-    `nothing`: the h before the first step, which adds nothing to any b. `same`: the a that leaves h as it is.
+    `nothing`: the h that adds nothing to any b. `same`: the a that leaves h as it is.
     """
 
     step: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -34,18 +34,18 @@ _SUMS = _Law(lambda a, h, b: torch.addcmul(b, a, h), torch.mul, 0.0, 1.0)
 _PEAKS = _Law(lambda a, h, b: torch.maximum(b, a + h), torch.add, -math.inf, 0.0)
 
 
-def decaying_sums(a: Tensor, b: Tensor, longest: int) -> Tensor:
-    """Return h_t = a_t h_(t-1) + b_t from h_0 = 0, (B, T, ...), for a of any shape that fits b (B, T, ...).
+def decaying_sums(a: Tensor, b: Tensor, first: Tensor, longest: int) -> Tensor:
+    """Return h_t = a_t h_(t-1) + b_t, b (B, T, ...), from h_0 = `first` (B, ...), for a of any shape that fits b.
 
     Products of a are formed, and nothing is divided by them: where |a| is at most 1 nothing overflows, and what decays
     past the smallest number is 0. `longest`: T is at most so much, which code compiled for any length must know.
     """
-    return _scan(a, b, longest, _SUMS)
+    return _scan(a, b, first, longest, _SUMS)
 
 
-def falling_peaks(a: Tensor, b: Tensor, longest: int) -> Tensor:
-    """Return h_t = max(a_t + h_(t-1), b_t), the largest b so far less what it fell since; otherwise as above."""
-    return _scan(a, b, longest, _PEAKS)
+def falling_peaks(a: Tensor, b: Tensor, first: Tensor, longest: int) -> Tensor:
+    """Return h_t = max(a_t + h_(t-1), b_t), the largest so far less what it fell since; otherwise as above."""
+    return _scan(a, b, first, longest, _PEAKS)
 
 
 def last_real(every: Tensor, context: Context) -> Tensor:
@@ -58,15 +58,15 @@ def last_real(every: Tensor, context: Context) -> Tensor:
     return newest
 
 
-def _scan(a: Tensor, b: Tensor, longest: int, law: _Law) -> Tensor:
+def _scan(a: Tensor, b: Tensor, first: Tensor, longest: int, law: _Law) -> Tensor:
     if is_exporting():
-        return _as_operator(a, b, law)
+        return _as_operator(a, b, first, law)
     if torch.compiler.is_compiling():
-        return _doubling(a, b, longest, law)
-    return _in_blocks(a, b, law) if b.shape[1] > 1 else b
+        return _doubling(a, b, first, longest, law)
+    return _in_blocks(a, b, first, law) if b.shape[1] > 1 else law.step(a, first.unsqueeze(1), b)
 
 
-def _in_blocks(a: Tensor, b: Tensor, law: _Law) -> Tensor:
+def _in_blocks(a: Tensor, b: Tensor, before: Tensor, law: _Law) -> Tensor:
     """Step through all blocks side by side, then from block to block: 2 sqrt(T) steps, and each token thrice."""
     length = b.shape[1]
     size = math.isqrt(length - 1) + 1
@@ -76,15 +76,15 @@ def _in_blocks(a: Tensor, b: Tensor, law: _Law) -> Tensor:
     for each, new in others:
         inner.append(law.step(each, inner[-1], new))
         reaches.append(law.both(reaches[-1], each))
-    carried = [torch.full_like(h[:, 0], law.nothing)]
+    carried = [before]
     for each, new in zip(reaches[-1].unbind(1), inner[-1].unbind(1), strict=True):
         carried.append(law.step(each, carried[-1], new))
-    before = torch.stack(carried[:-1], dim=1).unsqueeze(2)
-    whole = law.step(torch.stack(reaches, dim=2), before, torch.stack(inner, dim=2))
+    starts = torch.stack(carried[:-1], dim=1).unsqueeze(2)
+    whole = law.step(torch.stack(reaches, dim=2), starts, torch.stack(inner, dim=2))
     return whole.flatten(1, 2)[:, :length]
 
 
-def _as_operator(a: Tensor, b: Tensor, law: _Law) -> Tensor:
+def _as_operator(a: Tensor, b: Tensor, first: Tensor, law: _Law) -> Tensor:
     """Return one ONNX operator that steps token by token, of any number: there a step costs next to nothing."""
     from torch._higher_order_ops.scan import scan  # which brings torch's compiler with it
 
@@ -93,15 +93,15 @@ def _as_operator(a: Tensor, b: Tensor, law: _Law) -> Tensor:
         h = law.step(now[0], h, now[1])
         return h, h.clone()
 
-    start = torch.full_like(b[:, :1], law.nothing).squeeze(1)
-    _, every = scan(step, start, (a.transpose(0, 1), b.transpose(0, 1)), dim=0)
+    _, every = scan(step, first, (a.transpose(0, 1), b.transpose(0, 1)), dim=0)
     whole: Tensor = every.transpose(0, 1)
     return whole
 
 
-def _doubling(a: Tensor, b: Tensor, longest: int, law: _Law) -> Tensor:
+def _doubling(a: Tensor, b: Tensor, first: Tensor, longest: int, law: _Law) -> Tensor:
     """Double how far each step reaches, in chunks and then over their ends: as many operations for any T."""
     length = b.shape[1]
+    b = torch.cat([law.step(a[:, :1], first.unsqueeze(1), b[:, :1]), b[:, 1:]], dim=1)
     a, b = _doubled(_folded(a, CHUNK), _folded(b, CHUNK), CHUNK, 2, law)
     ends = _doubled(a[:, :, -1], b[:, :, -1], -(-longest // CHUNK), 1, law)[1]
     whole = law.step(a, _later(ends, 1, 1, law.nothing).unsqueeze(2), b)

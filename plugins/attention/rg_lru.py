@@ -118,7 +118,7 @@ class RgLruAttention(Mixer):
 
     def _mixed(
         self,
-        sums: Callable[[Tensor, Tensor, int], Tensor],
+        sums: Callable[[Tensor, Tensor, Tensor, int], Tensor],
         conv: Callable[..., tuple[Tensor, Memories]],
         x: Tensor,
         context: Context,
@@ -127,18 +127,18 @@ class RgLruAttention(Mixer):
         u, branch = self.up(x).chunk(2, dim=-1)
         u, near = conv(u, context, state)
         a, b = self._terms(u, context)
-        if state is not None:  # what is remembered decays once more, and comes in with the first token
-            b = torch.cat([b[:, :1] + a[:, :1] * state["h"].unsqueeze(1), b[:, 1:]], dim=1)
-        h = sums(a, b, self.site.max_seq_len)
+        before = b.new_zeros(b.shape[0], self.width) if state is None else state["h"]
+        h = sums(a, b, before, self.site.max_seq_len)
         y = self.out(activate(self.config.activation, branch) * h.to(branch.dtype))
         if state is None:
             return y, None
-        return y, {"h": last_real(torch.cat([state["h"].unsqueeze(1), h], dim=1), context), **near}
+        return y, {"h": last_real(torch.cat([before.unsqueeze(1), h], dim=1), context), **near}
 
     def _terms(self, u: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Return a and b of h_t = a_t h_(t-1) + b_t, (B, T, width), for u (B, T, width), at least in fp32."""
-        blocks = u.to(self.gates.dtype).unflatten(-1, (self.config.n_heads, -1))
-        gates = at_least_fp32(torch.einsum("btni,nio->btno", blocks, self.gates) + self.gates_bias)
+        # Blocks first: a product for each, which reads its matrix as it lies.
+        blocks = u.to(self.gates.dtype).unflatten(-1, (self.config.n_heads, -1)).flatten(0, 1).transpose(0, 1)
+        gates = at_least_fp32((blocks @ self.gates).transpose(0, 1).unflatten(0, u.shape[:2]) + self.gates_bias)
         r, i = (torch.sigmoid(gate.flatten(-2)) for gate in gates.chunk(2, dim=-1))
         log_a = -POWER * r * F.softplus(self.decay.to(r.dtype))
         # 1 - a^2 without cancellation; where it is 0, its root has no gradient.
@@ -147,9 +147,9 @@ class RgLruAttention(Mixer):
         return log_a.exp().masked_fill(first, 0.0), rest.masked_fill(first, 1.0) * i * u.to(r.dtype)
 
 
-def _stepping(a: Tensor, b: Tensor, longest: int) -> Tensor:
-    """Return h_t = a_t h_(t-1) + b_t, (B, T, C), from nothing, step by step."""
-    h, found = torch.zeros_like(b[:, :1]).sum(1), []
+def _stepping(a: Tensor, b: Tensor, h: Tensor, longest: int) -> Tensor:
+    """Return h_t = a_t h_(t-1) + b_t, (B, T, C), from h (B, C), step by step."""
+    found = []
     for t in range(b.shape[1]):
         h = a[:, t] * h + b[:, t]
         found.append(h)

@@ -94,19 +94,20 @@ class RwkvAttention(Mixer):
         """Mix x (B, T, C) by scans over all tokens at once, every weight over the largest so far: none overflows."""
         k, v, gate, last = self._read(x, context, state)
         empty = self._empty(k) if state is None else state
-        fall = -self.decay.to(k.dtype).exp()[None, None].expand(1, k.shape[1], -1)
+        fall = -self.decay.to(k.dtype).exp()[None, None]
         if context.tokens.doc is not None:  # nothing is left of one document in the next
             fall = torch.where(context.begins.unsqueeze(-1), LOWEST, fall)
         # Any peak near the largest weight gives the same means: it needs neither a gradient nor every digit.
         with torch.no_grad():
-            start = torch.maximum(fall[:, :1] + empty["peak"].unsqueeze(1), k[:, :1])
-            peak = falling_peaks(fall, torch.cat([start, k[:, 1:]], dim=1), self.site.max_seq_len)
+            peak = falling_peaks(fall.expand(-1, k.shape[1], -1), k, empty["peak"], self.site.max_seq_len)
             peaks = torch.cat([empty["peak"].unsqueeze(1), peak], dim=1)
         left, new = (peaks[:, :-1] + fall - peak).exp().unsqueeze(2), (k - peak).exp()
-        added, before = torch.stack([new * v, new], dim=2), empty["sums"].unsqueeze(1)
-        added = torch.cat([added[:, :1] + left[:, :1] * before, added[:, 1:]], dim=1)
-        sums = torch.cat([before, decaying_sums(left, added, self.site.max_seq_len)], dim=1)
-        mean = self._mean(sums[:, :-1], torch.where(fall == LOWEST, LOWEST, peaks[:, :-1]), k, v)
+        added = torch.stack([new * v, new], dim=2)
+        after = decaying_sums(left, added, empty["sums"], self.site.max_seq_len)
+        sums, before = torch.cat([empty["sums"].unsqueeze(1), after], dim=1), peaks[:, :-1]
+        if context.tokens.doc is not None:
+            before = before.masked_fill(context.begins.unsqueeze(-1), LOWEST)
+        mean = self._mean(sums[:, :-1], before, k, v)
         y = self.out(gate * mean.to(gate.dtype))
         if state is None:
             return y, None
