@@ -101,11 +101,13 @@ class Sharded(Sharing):
         from torch.distributed.fsdp import fully_shard
 
         self._mesh = init_device_mesh(world.device.type, (world.size,))
-        for block in [module for module in step.modules() if isinstance(module, Block)]:
-            fully_shard(block, mesh=self._mesh)
+        blocks = [module for module in step.modules() if isinstance(module, Block)]
+        for module in (*blocks, step):  # a part before what it is part of
+            split = fully_shard(module, mesh=self._mesh)
+            split.set_force_sum_reduction_for_comms(True)  # and divide then: not every gloo forms a mean itself
         # Not before: weights are moved to the device as they are shared out, where all would not have room at once.
-        self._root = fully_shard(step, mesh=self._mesh)
         step.to(world.device)
+        self._root = split
         self.run = step
 
     def passing(self, last: bool) -> AbstractContextManager[None]:
