@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,10 @@ class ClassifierHead(Head):
     """Pool the hidden states of a sequence and score its classes."""
 
     per_token: ClassVar[bool] = False
+    trials: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"n_classes": 5, "transform": "tanh", "width": 10},
+        {"n_classes": 5, "transform": "silu", "transform_map": False},
+    )
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -27,29 +32,38 @@ class ClassifierHead(Head):
         no scores: what is pooled is itself the answer, (B, C).
 
         pool: the `mean` of real tokens, the `first` or the `last` one, or the `max` of each entry. transform: map what
-        is pooled and activate it first (tanh: the pooler of Devlin et al. 2019). transform_bias: on that map. norm: of
-        what is scored. bias: on the scores.
+        is pooled and activate it first (tanh: the pooler of Devlin et al. 2019). transform_map: whether it is mapped,
+        or activated alone. transform_bias: on that map. width: of what is scored; the model's when left out, and else
+        what is pooled is mapped to it, plain where there is no transform. norm: of what is scored. bias: on the scores.
         """
 
         n_classes: int | None
         pool: Pool = "mean"
         transform: Activation | None = None
+        transform_map: bool = True
         transform_bias: bool = True
+        width: int | None = None
         norm: Annotated[Part | None, "norm"] = None
         bias: bool = True
 
         def __post_init__(self) -> None:
             if self.n_classes is not None and self.n_classes < 1:
                 raise ValueError(f"n_classes: {self.n_classes} leaves nothing to score; at least 1")
+            if self.width is not None and self.width < 1:
+                raise ValueError(f"width: {self.width} is not a width; at least 1")
+            if self.width is not None and not self.transform_map:
+                raise ValueError("transform_map: what is pooled comes to a width of its own by a map; leave it out")
 
     config: Config
 
     def __init__(self, config: Config, site: Site, embedding: Embedding) -> None:
         super().__init__(config, site, embedding)
-        mapped, biased = config.transform is not None, config.transform_bias
-        self.transform = Linear(site.d_model, site.d_model, bias=biased) if mapped else None
-        self.norm = None if config.norm is None else config.norm.build(site)
-        self.out = None if config.n_classes is None else Linear(site.d_model, config.n_classes, bias=config.bias)
+        width = config.width or site.d_model
+        mapped = width != site.d_model or (config.transform is not None and config.transform_map)
+        biased = config.transform is not None and config.transform_bias
+        self.transform = Linear(site.d_model, width, bias=biased) if mapped else None
+        self.norm = None if config.norm is None else config.norm.build(site.but(d_model=width))
+        self.out = None if config.n_classes is None else Linear(width, config.n_classes, bias=config.bias)
 
     @property
     def pools(self) -> bool:
@@ -70,8 +84,8 @@ class ClassifierHead(Head):
         return self._scores(pooled_reference(self.config.pool, hidden, mask))
 
     def _scores(self, vector: Tensor) -> Tensor:
-        if self.transform is not None and self.config.transform is not None:
-            vector = activate(self.config.transform, self.transform(vector))
+        vector = vector if self.transform is None else self.transform(vector)
+        vector = vector if self.config.transform is None else activate(self.config.transform, vector)
         vector = vector if self.norm is None else self.norm(vector)
         logits: Tensor = vector if self.out is None else self.out(vector)
         return logits

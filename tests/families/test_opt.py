@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from peers import TOLERANCE, apart, parity
-from transformers import OPTConfig, OPTForCausalLM, OPTForQuestionAnswering
-from two_sided import broken_by, drawn, sharpened, there_and_back
+from transformers import OPTConfig, OPTForCausalLM, OPTForQuestionAnswering, OPTForSequenceClassification
+from two_sided import broken_by, drawn, gradients, masks, sharpened, there_and_back
 
 import transom
 
@@ -49,6 +49,18 @@ def test_a_table_narrower_than_the_model(tmp_path: Path) -> None:
     theirs = sharpened(OPTForCausalLM(config(do_layer_norm_before=False, word_embed_proj_dim=20)))
     ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 2)
     assert apart(ours(input_ids=ids).logits, theirs(input_ids=ids).logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("more", [{}, {"do_layer_norm_before": False}])
+def test_a_class_is_read_off_a_narrow_table_too(tmp_path: Path, more: dict[str, Any]) -> None:
+    theirs = sharpened(OPTForSequenceClassification(config(word_embed_proj_dim=20, num_labels=5, **more)))
+    ours, ids = there_and_back(theirs, tmp_path), drawn(83, 23, 1)
+    for mask in (torch.ones_like(ids), *masks(23)):
+        padded = ids.where(mask.bool(), torch.tensor(theirs.config.pad_token_id))
+        with torch.no_grad():
+            found, wanted = (model(input_ids=padded, attention_mask=mask).logits for model in (ours, theirs))
+        assert apart(found, wanted) < TOLERANCE
+    assert gradients(theirs, ours, {"classes": "logits"}, {"input_ids": ids}) < 1e-4
 
 
 @torch.no_grad()

@@ -137,12 +137,18 @@ def test_the_gradients_of_both_streams(tmp_path: Path) -> None:
         assert apart(mine.grad, wanted) < 1e-4
 
 
+@pytest.mark.parametrize("mapped", [True, False])
 @pytest.mark.parametrize("summary", ["last", "cls_index", "first", "mean"])
 @torch.no_grad()
-def test_a_text_has_a_class(tmp_path: Path, summary: str) -> None:
-    theirs = sharpened(XLNetForSequenceClassification(config(num_labels=3, summary_type=summary)), 3.0)
+def test_a_text_has_a_class(tmp_path: Path, summary: str, mapped: bool) -> None:
+    made = config(num_labels=3, summary_type=summary, summary_use_proj=mapped)
+    theirs = sharpened(XLNetForSequenceClassification(made), 3.0)
     ours = there_and_back(theirs, tmp_path)
+    assert any("summary" in name for name in theirs.state_dict()) == mapped
     ids, left = drawn(83, 23, 1), masks(23)[1]
+    plain = import_checkpoint(tmp_path / "hf", family_spec(tmp_path / "hf", ["model.head.classes.transform=relu"]))[1]
+    assert apart(plain(input_ids=ids).logits, ours(input_ids=ids).logits) > 1e-3
+    assert gradients(theirs, ours, {"classes": "logits"}, {"input_ids": ids}) < 1e-4
     errors = [apart(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)]
     if summary in ("last", "cls_index"):  # the peer's others read padding
         wanted = theirs(input_ids=ids, attention_mask=left).logits
@@ -241,7 +247,7 @@ def test_what_the_peer_does_not_read(tmp_path: Path, fields: dict[str, Any]) -> 
 
 @pytest.mark.parametrize(
     ("field", "value", "why"),
-    [("attn_type", "both", ""), ("bi_data", True, "batch's second half"), ("summary_use_proj", False, ""),
+    [("attn_type", "both", ""), ("bi_data", True, "batch's second half"),
      ("ff_activation", "mishap", ""), ("summary_type", "attn", ""), ("rel_attn_window", 3, ""),
      ("architectures", ["XLNetForQuestionAnswering"], "likeliest starts")],
 )  # fmt: skip
