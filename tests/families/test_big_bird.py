@@ -14,6 +14,7 @@ from peers import TOLERANCE, apart, checked
 from torch import Tensor
 from transformers import (
     BigBirdConfig,
+    BigBirdForCausalLM,
     BigBirdForMaskedLM,
     BigBirdForMultipleChoice,
     BigBirdForPreTraining,
@@ -90,6 +91,30 @@ def test_a_span_is_two_logits_a_token(tmp_path: Path) -> None:
     found = ours(**inputs).logits
     assert apart(found[:, 8:], spans[:, 8:]) < TOLERANCE
     assert apart(found[:, :1], spans[:, :1]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "more"),
+    [
+        (BigBirdForCausalLM, {"words": "logits"}, {}),
+        (BigBirdForCausalLM, {"words": "logits"}, {"use_bias": False, "hidden_act": "relu"}),
+        (BigBirdForTokenClassification, {"tokens": "logits"}, {"num_labels": 5}),
+    ],
+)
+def test_one_way_it_is_a_decoder(tmp_path: Path, model: Any, names: dict[str, str], more: dict[str, Any]) -> None:
+    theirs = sharpened(model(config(is_decoder=True, attention_type="original_full", **more)), 3.0)
+    assert spreads(theirs, **given(61)) > 2
+    ours, errors = pair(theirs, tmp_path), []
+    for mask in (torch.ones(3, 61, dtype=torch.int64), *masks(61)):
+        errors += rows_alone(theirs, ours, given(61), mask, names)
+    assert gradients(theirs, ours, names, given(61)) < 1e-4
+    state, logits = ours.empty_state(3), []
+    with torch.no_grad():
+        whole = ours(**given(61)).logits
+        for start, end in ((0, 45), *((at, at + 1) for at in range(45, 61))):
+            out = ours(**{name: ids[:, start:end] for name, ids in given(61).items()}, state=state)
+            state, logits = out.state, [*logits, out.logits]
+    checked(theirs, [*errors, apart(torch.cat(logits, 1), whole)])
 
 
 @torch.no_grad()

@@ -134,6 +134,18 @@ def test_both_rotations_of_gemma_3(tmp_path: Path, near: Any, far: Any) -> None:
         assert changed_hidden(tmp_path, option) > 1e-4, option
 
 
+def test_gemma_2_does_not_see_both_sides(tmp_path: Path) -> None:
+    """Its masks stay as they are, in transformers too: what asks for both sides is refused."""
+    sizes = LLAMA | {"num_hidden_layers": 4, "sliding_window": 7, "query_pre_attn_scalar": 1}
+    theirs = [sharpened(made("Gemma2ForCausalLM", **sizes, use_bidirectional_attention=way)) for way in (False, True)]
+    parity(theirs[0], tmp_path, attention="eager")
+    with torch.no_grad():
+        assert torch.equal(*(model(input_ids=drawn(83, 23, 1)).logits for model in theirs))
+    theirs[1].save_pretrained(tmp_path / "both")
+    with pytest.raises(SpecError, match="use_bidirectional_attention: true is not read: it changes no mask"):
+        family_spec(tmp_path / "both")
+
+
 def test_gemma_3_that_sees_both_sides(tmp_path: Path) -> None:
     """As embeddings of texts are made: windows that are even numbers of tokens around each, half of them on a side."""
     options = {"num_hidden_layers": 5, "sliding_window": 8, "query_pre_attn_scalar": 1}

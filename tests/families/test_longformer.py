@@ -146,6 +146,16 @@ def test_parts_are_swapped(override: str) -> None:
     transom.compose(load_spec("longformer", [override]), device="meta")
 
 
+def test_what_the_peer_does_not_read_is_refused(tmp_path: Path) -> None:
+    """It reads both ways whatever `is_decoder` says."""
+    theirs = [sharpened(LongformerForMaskedLM(config(is_decoder=way))) for way in (False, True)]
+    with torch.no_grad():
+        assert torch.equal(*(model(**given(23)).logits for model in theirs))
+    theirs[1].save_pretrained(tmp_path)
+    with pytest.raises(SpecError, match="is_decoder: true is not supported; only false is: transformers reads both"):
+        family_spec(tmp_path)
+
+
 def test_a_causal_stack_is_refused() -> None:
     with pytest.raises(SpecError, match="all tokens see the global ones"):
         transom.compose(load_spec("tiny_gpt", ["model.layer.attention={kind: longformer, window: 8}"]), device="meta")

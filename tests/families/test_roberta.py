@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from peers import TOLERANCE, apart
+from alone import rows_alone
+from peers import TOLERANCE, apart, checked
+from torch import Tensor
 from transformers import (
+    LongformerConfig,
+    LongformerForMaskedLM,
     RobertaConfig,
     RobertaForMaskedLM,
     XLMRobertaConfig,
@@ -19,7 +23,7 @@ from transformers import (
     XLMRobertaForTokenClassification,
     XLMRobertaModel,
 )
-from two_sided import broken_by, drawn, encoder_parity, sharpened, there_and_back
+from two_sided import broken_by, drawn, encoder_parity, gradients, masks, sharpened, there_and_back
 
 import transom
 
@@ -37,6 +41,41 @@ def test_roberta(tmp_path: Path, config: Any, model: Any) -> None:
     encoder_parity(sharpened(model(config(**SIZES))), tmp_path, INPUTS, {"head": "logits"})
     found = broken_by(tmp_path, INPUTS, "model.position.offset=0", "model.embedding.norm.eps=1e-5")
     assert min(found.values()) > 1e-4, found
+
+
+class Placed:
+    """Tell the peer the positions, which it can't count where no token is padding."""
+
+    def __init__(self, theirs: Any) -> None:
+        self.theirs = theirs
+
+    def __call__(self, input_ids: Tensor, **inputs: Any) -> Any:
+        places = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        return self.theirs(input_ids=input_ids, position_ids=places, **inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.theirs, name)
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "more"),
+    [
+        (RobertaConfig, RobertaForMaskedLM, {}),
+        (XLMRobertaConfig, XLMRobertaForMaskedLM, {}),
+        (LongformerConfig, LongformerForMaskedLM, {"attention_window": [4, 12]}),
+    ],
+)
+def test_no_token_is_padding(tmp_path: Path, config: Any, model: Any, more: dict[str, Any]) -> None:
+    """All rows of the table are then positions."""
+    theirs = sharpened(model(config(**SIZES, **more, pad_token_id=None)))
+    peer, ours, ids = Placed(theirs), there_and_back(theirs, tmp_path), drawn(83, 31, 1)
+    with pytest.raises(TypeError):
+        theirs(input_ids=ids)
+    errors = []
+    for mask in (torch.ones_like(ids), *masks(31)):
+        errors += rows_alone(peer, ours, {"input_ids": ids}, mask, {"words": "logits"})
+    assert gradients(peer, ours, {"words": "logits"}, {"input_ids": ids}) < 1e-4
+    checked(theirs, errors)
 
 
 @pytest.mark.parametrize(
