@@ -62,17 +62,24 @@ def family_of(config: Mapping[str, Any], source: Path) -> str:
         CheckpointError: no family reads the type; `source` is what the message calls the file.
     """
     model_type, architectures = config.get("model_type"), config.get("architectures")
-    known: dict[str, list[tuple[str, set[str]]]] = {}
-    for name, path in families().items():
-        hf = read_file(path, []).items["hf"]
-        config = hf.items["config"].items
-        known.setdefault(str(config["type"].value), []).append((name, set(config["architectures"].items)))
-    fitting = known.get(str(model_type), [])
+    places = families()
+    # A file in which the type does not stand can't be of it, and is not worth parsing.
+    likely = {n: p for n, p in places.items() if str(model_type) in p.read_text(encoding="utf-8")}
+    fitting = _by_type(likely).get(str(model_type), [])
     if not fitting:
-        near = nearest(str(model_type), known)
+        near = nearest(str(model_type), _by_type(places))
         raise CheckpointError(f"{source}: model_type: no family reads {shown(model_type)}{near}; give a spec")
     named = set(architectures) if isinstance(architectures, list) else set()
     return next((name for name, there in fitting if named & there), fitting[0][0])
+
+
+def _by_type(places: Mapping[str, Path]) -> dict[str, list[tuple[str, set[str]]]]:
+    """Return which families read each `model_type`: their names, and the architectures that they know."""
+    known: dict[str, list[tuple[str, set[str]]]] = {}
+    for name, path in places.items():
+        config = read_file(path, []).items["hf"].items["config"].items
+        known.setdefault(str(config["type"].value), []).append((name, set(config["architectures"].items)))
+    return known
 
 
 def _without_prefix(hf: HfSettings, source: str) -> Node:

@@ -17,8 +17,12 @@ from safetensors.torch import load_file
 from texts import write_texts
 
 import transom
+from transom.errors import CheckpointError
 from transom.interop import export_checkpoint, import_run
+from transom.interop.families import _by_type, family_of
 from transom.registry import manager
+from transom.registry.marks import Node, Problem
+from transom.registry.sources import families, read_file
 from transom.registry.spec import parse_spec
 
 ACME = """
@@ -194,3 +198,24 @@ def test_memory_stays_near_that_of_the_model(tmp_path: Path) -> None:
         size, peak = map(int, done.stdout.split())
         assert size > 200e6
         assert 0.9 * size < peak < 1.2 * size, (act, size, peak)
+
+
+def test_a_family_is_found_in_the_files_that_name_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, parsed = _by_type(families()), list[Path]()
+
+    def parse(path: Path, problems: list[Problem]) -> Node:
+        parsed.append(path)
+        return read_file(path, problems)
+
+    monkeypatch.setattr("transom.interop.families.read_file", parse)
+    assert len(known) > 20
+    for model_type, readers in known.items():
+        for name, architectures in readers:
+            for architecture in architectures:
+                first = next(other for other, there in readers if architecture in there)
+                assert family_of({"model_type": model_type, "architectures": [architecture]}, Path("c")) == first, name
+    parsed.clear()
+    assert family_of({"model_type": "gpt2"}, Path("c")) == "gpt2"
+    assert len(parsed) < len(families()) / 4
+    with pytest.raises(CheckpointError, match=r"no family reads 'gptt2' \(did you mean 'gpt2'\?\)"):
+        family_of({"model_type": "gptt2"}, Path("c"))
