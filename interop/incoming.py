@@ -68,7 +68,7 @@ def import_run(hf_dir: AnyPath, spec: Spec | None, out: AnyPath) -> Path:
     spec = _as_spelt(family_spec(folder) if spec is None else spec, folder)
     with whole_folder(Path(out)) as beside:
         source = _Source(folder, spec)
-        weights = {name: tensor.contiguous() for name, tensor in source.weights()}
+        weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in source.weights()}
         (beside / WEIGHTS).parent.mkdir()
         save_file(weights, beside / WEIGHTS, {"format": "pt", "sha256": digest(weights)})
         (beside / SPEC).write_text(dump_spec(spec), encoding="utf-8", newline="\n")
@@ -105,7 +105,7 @@ class _Source:
         self._check(spec.hf.ignore)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each parameter by name, in the dtype that it is published in."""
+        """Yield each parameter by name, in the dtype that it is published in; it may lie in a file that is mapped."""
         for item in self.mapped:
             try:
                 tensor = item.load(self.shards.read)

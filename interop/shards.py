@@ -55,12 +55,12 @@ class Shards:
         return torch.empty(published.shape, dtype=DTYPES[published.dtype], device="meta")
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor into memory of its own; the map of its file is given back at once."""
+        """Return a tensor as it lies in its file, which is mapped for as long as the tensor is held."""
         file = self.found[name].file
         try:
             with safe_open(file, framework="pt") as opened:
                 tensor: Tensor = opened.get_tensor(name)
-                return tensor.clone()
+                return tensor
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file}: can't be read as safetensors: {error}") from None
 
