@@ -16,7 +16,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from transom.errors import InputError
 from transom.generation import Sampling, generate
+from transom.registry.compose import compose
+from transom.registry.spec import parse_spec
 from transom.training import compiled
+from transom.training.regions import GRAPHS_A_LAYER, compile_regions
 from transom.training.text import Stepper
 
 # Tracing an autograd function instantiates one, inside torch.
@@ -134,3 +137,29 @@ def test_what_cannot_be_compiled_or_put_elsewhere_is_refused(tmp_path: Any) -> N
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="PyTorch sees no CUDA device here: use cpu"):
             writing(tmp_path, ["a"], device="cuda")
+
+
+LAYERS = """
+name: alike
+model:
+  topology: decoder
+  d_model: 12
+  max_seq_len: 31
+  embedding: {kind: token, vocab_size: 7}
+  position: rope
+  layer: {norm: rms, attention: {kind: local, n_heads: 2, window: 5}, feedforward: {kind: mlp, d_ff: 14}}
+  layers:
+    - {repeat: 2}
+    - {pattern: [{attention: {kind: local, n_heads: 2, window: 9}}], repeat: 2}
+    - {pattern: [{placement: post}], repeat: 2}
+    - {pattern: [{dropout: 0.1}], repeat: 1}
+  norm: rms
+  head: lm
+"""
+
+
+def test_layers_that_differ_in_options_alone_have_graphs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 1)
+    assert compile_regions(compose(parse_spec(LAYERS)), by=lambda block, **options: None) == "7 of 7 layers compiled"
+    assert torch._dynamo.config.recompile_limit == 4 * GRAPHS_A_LAYER

@@ -10,8 +10,10 @@ from torch import nn
 from ..core.attention import Attention
 from ..core.block import Block
 
-GRAPHS_A_LAYER = 4
-"""Graphs that one kind of layer may need: where it comes first and where it follows, in training and in evaluation."""
+GRAPHS_A_LAYER = 8
+"""Graphs that one kind of layer may need: where it comes first and where it follows, in training and in evaluation, of
+rows with several documents and with one.
+"""
 ROOMS = 20
 """How often a state's room is doubled at most: steps with a state have graphs of their own for each room."""
 
@@ -28,7 +30,7 @@ def compile_regions(model: nn.Module, *, steps: bool = False, by: Callable[..., 
     import torch._dynamo.config as limits  # which brings torch's compiler with it
 
     blocks = {block: _attentions(block) for block in model.modules() if isinstance(block, Block)}
-    kinds = {repr(block) for block in blocks}
+    kinds = {_kind(block) for block in blocks}
     settings: Any = limits
     most = GRAPHS_A_LAYER * len(kinds) * (ROOMS if steps else 1)
     settings.recompile_limit = max(settings.recompile_limit, most)
@@ -40,6 +42,12 @@ def compile_regions(model: nn.Module, *, steps: bool = False, by: Callable[..., 
             by(block, fullgraph=whole, dynamic=False if steps else None)
             done += 1
     return f"{done} of {len(blocks)} layers compiled"
+
+
+def _kind(block: Block) -> str:
+    """Return what one block has in common with those that share its graphs: its parts, their options and its own."""
+    own = {name: value for name, value in vars(block).items() if isinstance(value, str | float | int)}
+    return f"{block} {own} {[getattr(module, 'config', None) for module in block.modules()]}"
 
 
 def _attentions(block: Block) -> list[Attention]:
