@@ -23,7 +23,7 @@ from .manifest import TOTAL, Dims, GraphFacts, StateFacts, TensorFacts
 from .operators import shorten
 from .passes import tidied
 from .simplify import simplify
-from .translator import translating
+from .translator import quiet, translating
 
 IR_VERSION = 10  # torch and onnx write newer ones than runtimes read
 EXTERNAL = 100_000_000  # bytes of weights above which they stand in a file of their own, NAME.onnx.data
@@ -59,7 +59,8 @@ def write_graph(
     function = _Function(model, graph, dtype, list(dims.values()))
     translated = _translate(function, {**inputs, **takes}, list(outputs), name, settings.opset)
     _name_dims(translated.model.graph, name, {**dims, **outputs})
-    tidied(translated.model, settings.target)
+    with quiet():
+        tidied(translated.model, settings.target)
     _store_once(translated.model.graph)
     _tidy(translated.model)
     save(translated.model, folder / f"{name}.onnx")

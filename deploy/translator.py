@@ -18,7 +18,7 @@ from torch.onnx._internal.exporter import _registration
 @contextmanager
 def translating() -> Iterator[None]:
     """Export what is exported within."""
-    with _quiet(), _uncollected(), _listed_once():
+    with quiet(), _uncollected(), _listed_once():
         yield
 
 
@@ -35,17 +35,19 @@ def _uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's exporter from talking: of packages that are not there, and of its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Keep exporters from talking: of packages that are not there, of what they leave as it is, of deprecations."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

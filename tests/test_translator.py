@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import logging
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 from torch.onnx._internal.exporter import _registration
 
-from transom.deploy.translator import translating
+from transom.deploy.translator import quiet, translating
 
 
 def test_translations_are_listed_once_and_are_those_that_there_are() -> None:
@@ -37,6 +40,19 @@ def test_only_torch_is_kept_quiet() -> None:
         warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", FutureWarning, stacklevel=1)
         with pytest.warns(FutureWarning, match="another"):
             warnings.warn("another", FutureWarning, stacklevel=1)
+
+
+@pytest.mark.parametrize("within", [quiet, translating])
+def test_exporters_say_nothing_of_what_they_leave_as_it_is(
+    within: Callable[[], AbstractContextManager[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with within():
+        logging.getLogger("onnxscript.optimizer._constant_folding").warning("Skipping constant folding")
+        logging.getLogger("torch.onnx._internal").error("broken")
+        logging.getLogger("acme").warning("heard")
+    assert caplog.messages == ["broken", "heard"]
+    logging.getLogger("onnxscript.optimizer").warning("heard again")
+    assert caplog.messages[-1] == "heard again"
 
 
 def breaking(apis: Any, before: Any) -> None:
