@@ -310,7 +310,7 @@ def test_fp16_goes_on_where_gradients_overflow(text: Path, tmp_path: Path, monke
     assert lines[0]["loss"] == pytest.approx(losses(tmp_path / "fp32")[0], rel=1e-3)
 
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=3e-5))
-    monkeypatch.setattr("transom.training.update.get_total_norm", lambda gradients: torch.tensor(math.inf))
+    monkeypatch.setattr("transom.training.sharing.get_total_norm", lambda gradients: torch.tensor(math.inf))
     with pytest.raises(
         TrainingError, match=r"^step 1: the gradients overflow fp16 even with the loss scaled by 3\.0e-05"
     ):
