@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import shutil
 import subprocess
@@ -96,6 +97,26 @@ def test_every_public_name_is_there() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'transom' has no attribute 'comppose'"):
         _ = transom.comppose  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_no_garbage_is_looked_for_while_a_name_is_imported(wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def imported(name: str) -> object:
+        seen.append(gc.isenabled())
+        raise ImportError(name)
+
+    monkeypatch.setattr(transom, "import_module", imported)
+    monkeypatch.delitem(vars(transom), "compose", raising=False)
+    was = gc.isenabled()
+    try:
+        (gc.enable if wanted else gc.disable)()
+        with pytest.raises(ImportError, match=r"^transom.registry.compose$"):
+            _ = transom.compose
+        assert (seen, gc.isenabled()) == ([False], wanted)
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 @pytest.mark.parametrize("mode", ["prepend", "importlib"])
