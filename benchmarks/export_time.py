@@ -32,8 +32,9 @@ def export_transom(source: str, out: str, proven: bool) -> None:
     import transom
 
     spec, model = transom.import_checkpoint(source)
+    export = transom.export  # a public name brings its modules in, as for anyone who exports
     if proven:
-        transom.export(model, out)
+        export(model, out)
         return
     from transom.deploy.graph import write_graph
     from transom.deploy.lowering import lowered
