@@ -80,7 +80,7 @@ class _Reader:
         self.layers = Layers(settings.layers, settings.depth, lambda node, message: self._note(node.mark, message))
         self.parents = {name.rpartition(".")[0] for name in settings.readings if "." in name}
         self.parents |= {parent.partition(".")[0] for parent in self.parents}
-        self.found = dict(self._fields(config, ""))
+        self.found = self._by_name()
         self.given = dict(self.found)
 
     def architecture(self, named: object) -> None:
@@ -119,6 +119,16 @@ class _Reader:
             self.laid.append(piece_at("model.layers", groups))
         for name, node in self.found.items():
             self._same(name, node)
+
+    def _by_name(self) -> dict[str, Node]:
+        """Return the fields by name, and note those that are there under an older name too, with another value."""
+        found: dict[str, Node] = {}
+        for name, node in self._fields(self.config, ""):
+            other = found.setdefault(name, node)
+            if other.plain() != node.plain():
+                said = f"{shown(other.plain())} by {other.mark.path}, which is the same field"
+                self._note(node.mark, f"is {shown(node.plain())}, and {said}: leave one of them out")
+        return found
 
     def _fields(self, config: Node, path: str) -> Iterator[tuple[str, Node]]:
         """Yield the fields by name, those of maps that the family looks into among them."""

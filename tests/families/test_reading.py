@@ -315,3 +315,32 @@ def test_a_rotation_that_is_not_known_is_refused_at_its_place(reads: Callable[..
 def test_a_family_ignores_nothing_that_all_do(name: str) -> None:
     spec: Any = load_spec(families()[name])
     assert not set(spec.hf.config.ignored) & set(IGNORED)
+
+
+def test_a_field_under_two_names_is_refused_where_they_differ(reads: Callable[..., Read]) -> None:
+    read = reads(fields={"wide": "model.d_model"}, renamed={"d_odd": "wide", "n_odd": "wide"})
+    for fields in ({"d_odd": 36}, {"wide": 36}, {"wide": 36, "d_odd": 36, "n_odd": 36}):
+        assert read(**fields).model.d_model == 36
+    for fields in ({"wide": 36, "d_odd": 48}, {"d_odd": 36, "n_odd": 48}):
+        first, second = fields
+        said = f"config.json: {second}: is 48, and 36 by {first}, which is the same field: leave one of them out"
+        with pytest.raises(SpecError) as caught:
+            read(**fields)
+        assert said in str(caught.value)
+
+
+def test_the_two_names_of_a_rotations_kind_are_one_field() -> None:
+    llama = load_spec(families()["llama"])
+    sizes = {
+        "vocab_size": 91,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+    }
+    sizes["max_position_embeddings"] = 128
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    both = laid_over({**sizes, "rope_scaling": scaling | {"type": "linear"}}, "config.json", llama)
+    assert load_spec(families()["llama"], laid=both).resolved["model"]["position"]["scaling"]["kind"] == "linear"
+    with pytest.raises(SpecError, match=r"rope_scaling\.type: is 'dynamic', and 'linear' by rope_scaling\.rope_type"):
+        laid_over({**sizes, "rope_scaling": scaling | {"type": "dynamic"}}, "config.json", llama)
