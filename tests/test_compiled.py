@@ -158,8 +158,8 @@ model:
 """
 
 
-def test_layers_that_differ_in_options_alone_have_graphs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "accumulated_recompile_limit", 1)
-    assert compile_regions(compose(parse_spec(LAYERS)), by=lambda block, **options: None) == "7 of 7 layers compiled"
-    assert torch._dynamo.config.recompile_limit == 4 * GRAPHS_A_LAYER
+def test_layers_that_differ_in_options_alone_have_graphs_of_their_own() -> None:
+    with torch._dynamo.config.patch(recompile_limit=1, accumulated_recompile_limit=1):  # whose entries do not undo well
+        done = compile_regions(compose(parse_spec(LAYERS)), by=lambda block, **options: None)
+        assert done == "7 of 7 layers compiled"
+        assert torch._dynamo.config.recompile_limit == 4 * GRAPHS_A_LAYER
