@@ -15,7 +15,7 @@ class LastForFirst(CLASSIFIER):
     def forward(self, hidden, mask=None):
         if self.config.pool != "first":
             return super().forward(hidden, mask)
-        return self.out(hidden.gather(1, self._last(hidden, mask)).squeeze(1))
+        return self._scores(hidden.gather(1, self._last(hidden, mask)).squeeze(1))
 
     def _last(self, hidden, mask):
         rank = (hidden.new_ones(hidden.shape[:2]) if mask is None else mask).cumsum(1)
